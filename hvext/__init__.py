@@ -1,0 +1,66 @@
+"""ExtStorage volumes as disks of KVM guests: the Python API.
+
+Importing this costs nothing: each name is loaded when it is first used, and asyncio and qemu.qmp only by those that
+talk to QEMU. Nothing here reads the environment or keeps global state. See ``docs/api.md``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hvext.core.access import Access as Access
+    from hvext.core.access import choose_access as choose_access
+    from hvext.core.answer import parse_answer as parse_answer
+    from hvext.core.disk import Disk as Disk
+    from hvext.core.options import DiskOptions as DiskOptions
+    from hvext.core.options import Placement as Placement
+    from hvext.core.options import Throttle as Throttle
+    from hvext.core.uri import parse_uri as parse_uri
+    from hvext.core.volume import Volume as Volume
+    from hvext.core.volume import derived_uuid as derived_uuid
+    from hvext.errors import HvextError as HvextError
+    from hvext.host.provider import ProviderHost as ProviderHost
+    from hvext.operations.attachments import attach as attach
+    from hvext.operations.attachments import detach as detach
+    from hvext.operations.start import start_disks as start_disks
+    from hvext.operations.start import stop_disks as stop_disks
+    from hvext.operations.vm import AsyncVm as AsyncVm
+    from hvext.operations.vm import Vm as Vm
+    from hvext.operations.vm import open_vm as open_vm
+    from hvext.operations.vm import open_vm_async as open_vm_async
+
+_HOMES = {
+    "Access": "hvext.core.access",
+    "AsyncVm": "hvext.operations.vm",
+    "Disk": "hvext.core.disk",
+    "DiskOptions": "hvext.core.options",
+    "HvextError": "hvext.errors",
+    "Placement": "hvext.core.options",
+    "ProviderHost": "hvext.host.provider",
+    "Throttle": "hvext.core.options",
+    "Vm": "hvext.operations.vm",
+    "Volume": "hvext.core.volume",
+    "attach": "hvext.operations.attachments",
+    "choose_access": "hvext.core.access",
+    "derived_uuid": "hvext.core.volume",
+    "detach": "hvext.operations.attachments",
+    "open_vm": "hvext.operations.vm",
+    "open_vm_async": "hvext.operations.vm",
+    "parse_answer": "hvext.core.answer",
+    "parse_uri": "hvext.core.uri",
+    "start_disks": "hvext.operations.start",
+    "stop_disks": "hvext.operations.start",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hvext' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

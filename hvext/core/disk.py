@@ -1,0 +1,76 @@
+"""A disk: a provider's volume, the access that is wished, and how the guest sees it."""
+
+from __future__ import annotations
+
+import uuid as uuid_module
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hvext.core.access import Access
+from hvext.core.identity import DiskNames
+from hvext.core.options import DiskOptions
+from hvext.core.provider import check_provider_name
+from hvext.core.text import quoted
+from hvext.core.volume import Volume, derived_uuid
+from hvext.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """What a hypervisor layer asks for: one disk of one guest."""
+
+    provider: str
+    volume: Volume
+    access: Access = Access.PREFER_USERSPACE
+    options: DiskOptions = field(default_factory=DiskOptions)
+
+    def __post_init__(self) -> None:
+        check_provider_name(self.provider)
+
+    @property
+    def names(self) -> DiskNames:
+        """The names that this disk has in QEMU."""
+        return DiskNames(self.volume.uuid)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object]) -> Disk:
+        """Return the disk that a JSON object or ``key=value`` pairs describe.
+
+        Keys: ``provider``, ``volume``, ``uuid``, ``cname``, ``access``; provider parameters either as an object
+        ``parameters`` or as ``param.NAME``; all others are disk options. Without ``uuid`` it is derived from provider
+        and volume. Raises InputError.
+        """
+        rest = dict(values)
+        provider, name = (_text(rest.pop(key, None), key) for key in ("provider", "volume"))
+        uuid = rest.pop("uuid", None)
+        cname = rest.pop("cname", None)
+        access = rest.pop("access", Access.PREFER_USERSPACE)
+        if access not in tuple(Access):
+            raise InputError(f"access must be one of {', '.join(Access)}; got {access!r}")
+        parameters = rest.pop("parameters", {})
+        if not isinstance(parameters, Mapping):
+            raise InputError("parameters must be an object of names and values")
+        given = dict(parameters)
+        for key in [key for key in rest if key.startswith("param.")]:
+            given[key.removeprefix("param.")] = rest.pop(key)
+        volume = Volume(
+            name=name,
+            uuid=derived_uuid(provider, name) if uuid is None else parse_uuid(_text(uuid, "uuid")),
+            cname=None if cname is None else _text(cname, "cname"),
+            parameters={_text(key, "parameter"): _text(value, f"parameter {key}") for key, value in given.items()},
+        )
+        return cls(provider=provider, volume=volume, access=Access(str(access)), options=DiskOptions.from_mapping(rest))
+
+
+def parse_uuid(text: str) -> uuid_module.UUID:
+    """Return the uuid that ``text`` writes; raises InputError."""
+    try:
+        return uuid_module.UUID(text)
+    except ValueError as error:
+        raise InputError(f"{quoted(text)} is not a uuid") from error
+
+
+def _text(value: object, key: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"a disk needs {key} as text; got {value!r}")
+    return value

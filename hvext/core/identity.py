@@ -1,0 +1,116 @@
+"""The names that one disk has in QEMU, all derived from its uuid.
+
+Two disks can never collide, and every name tells which disk it belongs to. QEMU's node names have at most 31
+characters and start with a letter; a uuid in hexadecimal has 32, so it is written in base 32 (26 characters)::
+
+    hv<uuid in base 32>        28   the raw node, which the device uses for ever
+    hv<uuid in base 32>-FG     31   protocol nodes; G is the generation: a re-point makes another one. F says how the
+                                    storage was opened (aio, discard), which QEMU does not report
+    hv<uuid in base 32>-t      30   the throttle filter, where the disk has limits
+    hv-<uuid>                  39   the device (libvirt: ua-hv-<uuid>)
+    hv-<uuid>-iothread, -throttle   objects that exist for this disk alone
+
+Source: QEMU, block.c, ``bdrv_assign_node_name``; util/id.c, ``id_wellformed``.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import uuid as uuid_module
+from dataclasses import dataclass
+
+from hvext.core.options import Aio, Discard
+
+NODE_NAME_LIMIT = 31
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+GENERATIONS = len(_DIGITS)
+_AIO: tuple[Aio | None, ...] = (None, Aio.THREADS, Aio.NATIVE, Aio.IO_URING)
+_DISCARD = (Discard.IGNORE, Discard.UNMAP)
+_NODE = re.compile(r"(?P<root>hv[a-z2-7]{26})(?:-(?:(?P<throttle>t)|(?P<opened>[0-7])(?P<generation>[0-9a-z])))?\Z")
+_DEVICE = re.compile(r"hv-(?P<uuid>[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolName:
+    """What the name of a protocol node says: its generation, and how its storage was opened."""
+
+    generation: int = 0
+    aio: Aio | None = None
+    discard: Discard = Discard.IGNORE
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.generation < GENERATIONS:
+            raise ValueError(f"generation {self.generation} is not between 0 and {GENERATIONS - 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class DiskNames:
+    """The names of one disk."""
+
+    uuid: uuid_module.UUID
+
+    @property
+    def root(self) -> str:
+        """The raw node."""
+        return "hv" + base64.b32encode(self.uuid.bytes).decode().rstrip("=").lower()
+
+    def protocol(self, opened: ProtocolName) -> str:
+        """The protocol node of a generation, opened with these options."""
+        flags = _AIO.index(opened.aio) * len(_DISCARD) + _DISCARD.index(opened.discard)
+        return f"{self.root}-{flags}{_DIGITS[opened.generation]}"
+
+    @property
+    def throttle_node(self) -> str:
+        """The throttle filter above the raw node."""
+        return f"{self.root}-t"
+
+    @property
+    def device(self) -> str:
+        """The guest device."""
+        return f"hv-{self.uuid}"
+
+    @property
+    def drive(self) -> str:
+        """The id of a legacy ``-drive``."""
+        return f"{self.device}-drive"
+
+    @property
+    def throttle_group(self) -> str:
+        """The throttle group object."""
+        return f"{self.device}-throttle"
+
+    @property
+    def iothread(self) -> str:
+        """The iothread object of a disk that has one of its own."""
+        return f"{self.device}-iothread"
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Every object that may exist for this disk alone."""
+        return (self.throttle_group, self.iothread)
+
+
+def disk_of_node(node_name: str) -> DiskNames | None:
+    """Return whose node this is, or None for a node that is not hvext's."""
+    match = _NODE.match(node_name)
+    if match is None:
+        return None
+    names = DiskNames(uuid_module.UUID(bytes=base64.b32decode(match["root"][2:].upper() + "======")))
+    # The last digit has two bits that belong to no uuid: a name with them set is somebody else's.
+    return names if names.root == match["root"] else None
+
+
+def parse_protocol_name(node_name: str) -> ProtocolName | None:
+    """Return what the name of a protocol node says, or None for any other node."""
+    match = _NODE.match(node_name)
+    if match is None or match["generation"] is None:
+        return None
+    aio, discard = divmod(int(match["opened"]), len(_DISCARD))
+    return ProtocolName(generation=_DIGITS.index(match["generation"]), aio=_AIO[aio], discard=_DISCARD[discard])
+
+
+def disk_of_device(device_id: str) -> DiskNames | None:
+    """Return whose device this is (with or without libvirt's ``ua-``), or None for one that is not hvext's."""
+    match = _DEVICE.match(device_id.removeprefix("ua-"))
+    return DiskNames(uuid_module.UUID(match["uuid"])) if match else None

@@ -1,0 +1,150 @@
+"""The disks of a running QEMU, from what it reports about its nodes, devices and objects.
+
+Source: qemu-qmp-ref(7): query-named-block-nodes, qom-list.
+"""
+
+from __future__ import annotations
+
+import uuid as uuid_module
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hvext.core.identity import GENERATIONS, DiskNames, ProtocolName, disk_of_device, disk_of_node, parse_protocol_name
+from hvext.core.options import DetectZeroes
+from hvext.core.uri import Location, parse_filename
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One block node; ``filename`` is what QEMU shows of its storage, ``size_bytes`` the size it has now."""
+
+    name: str
+    driver: str
+    filename: str
+    size_bytes: int
+    read_only: bool
+    direct: bool
+    no_flush: bool
+    detect_zeroes: DetectZeroes
+
+    @property
+    def location(self) -> Location | None:
+        """Where the storage is; None when QEMU does not tell it all."""
+        return parse_filename(self.driver, self.filename)
+
+    @property
+    def by_name(self) -> ProtocolName | None:
+        """What the name of a protocol node says of it; None for any other node."""
+        return parse_protocol_name(self.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningDisk:
+    """What QEMU has of one disk. Whole disks have a device, a root and one protocol node."""
+
+    names: DiskNames
+    device: str | None
+    model: str | None
+    root: Node | None
+    throttle: Node | None
+    protocols: tuple[Node, ...]
+    objects: tuple[str, ...]
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """All nodes, in the order in which they can be deleted."""
+        tops = (self.throttle, self.root)
+        return tuple(node.name for node in (*tops, *self.protocols) if node is not None)
+
+    @property
+    def top(self) -> Node | None:
+        """The node that the device uses, whose size the guest sees: the throttle filter where there is one."""
+        return self.throttle or self.root
+
+    @property
+    def protocol(self) -> Node | None:
+        """The protocol node in use: the only one, or the one that shows the same storage as the root."""
+        same = [node for node in self.protocols if self.root is not None and node.filename == self.root.filename]
+        for nodes in (list(self.protocols), same):
+            if len(nodes) == 1:
+                return nodes[0]
+        return None
+
+    @property
+    def free_generation(self) -> int:
+        """A generation that no protocol node of the disk has."""
+        taken = {node.by_name.generation for node in self.protocols if node.by_name}
+        return next(generation for generation in range(GENERATIONS) if generation not in taken)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the disk for people and machines; sizes in bytes."""
+        node = self.protocol
+        location = node.location if node else None
+        return {
+            "uuid": str(self.names.uuid),
+            "device": self.device,
+            "model": self.model,
+            "size_bytes": self.root.size_bytes if self.root else None,
+            "driver": node.driver if node else None,
+            "uri": location.uri() if location else None,
+            "filename": node.filename if node else None,
+            "read_only": self.root.read_only if self.root else None,
+            "cache_direct": node.direct if node else None,
+            "nodes": list(self.node_names),
+            "objects": list(self.objects),
+        }
+
+
+def parse_running(
+    nodes: Sequence[Mapping[str, Any]], peripherals: Mapping[str, str], objects: Iterable[str]
+) -> dict[uuid_module.UUID, RunningDisk]:
+    """Return hvext's disks by uuid.
+
+    ``nodes`` is the answer of ``query-named-block-nodes``, ``peripherals`` the devices under ``/machine/peripheral``
+    with their types, ``objects`` the names under ``/objects``. What belongs to nobody known is left out.
+    """
+    parsed: dict[uuid_module.UUID, list[Node]] = {}
+    for node in nodes:
+        owner = disk_of_node(node["node-name"])
+        if owner is not None:
+            parsed.setdefault(owner.uuid, []).append(_node(node))
+    devices: dict[uuid_module.UUID, str] = {}
+    for device in peripherals:
+        owner = disk_of_device(device)
+        if owner is not None:
+            devices[owner.uuid] = device
+    present = set(objects)
+    owners = {disk_of_device(name[: len("hv-") + 36]) for name in present}
+    uuids = dict.fromkeys([*devices, *parsed, *(owner.uuid for owner in owners if owner is not None)])
+    return {
+        uuid: _disk(DiskNames(uuid), devices.get(uuid), peripherals, parsed.get(uuid, []), present) for uuid in uuids
+    }
+
+
+def _disk(
+    names: DiskNames, device: str | None, peripherals: Mapping[str, str], nodes: list[Node], objects: set[str]
+) -> RunningDisk:
+    by_name = {node.name: node for node in nodes}
+    return RunningDisk(
+        names=names,
+        device=device,
+        model=peripherals[device] if device is not None else None,
+        root=by_name.get(names.root),
+        throttle=by_name.get(names.throttle_node),
+        protocols=tuple(node for node in nodes if node.by_name is not None),
+        objects=tuple(name for name in names.objects if name in objects),
+    )
+
+
+def _node(node: Mapping[str, Any]) -> Node:
+    return Node(
+        name=node["node-name"],
+        driver=node["drv"],
+        filename=node["file"],
+        size_bytes=node["image"]["virtual-size"],
+        read_only=node["ro"],
+        direct=node["cache"]["direct"],
+        no_flush=node["cache"]["no-flush"],
+        detect_zeroes=DetectZeroes(node["detect_zeroes"]),
+    )

@@ -1,0 +1,98 @@
+"""A volume of an ExtStorage provider, and the disk it is for."""
+
+from __future__ import annotations
+
+import re
+import uuid as uuid_module
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from hvext.core.text import checked, quoted
+from hvext.errors import InputError
+
+#: Namespace of the uuids that are derived from provider and volume name.
+_NAMESPACE = uuid_module.UUID("6a8e7d6c-93b5-5b0e-8f6f-0a5f2d1c7e41")
+_PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: Parameters that hvext itself exports, as Ganeti does.
+_RESERVED = ("PROVIDER", "ACCESS")
+_NAME_BYTES = 255
+_METADATA_CHARACTERS = 128
+
+
+def derived_uuid(provider: str, volume: str) -> uuid_module.UUID:
+    """Return the uuid of a disk that was given none: always the same for one provider and volume name.
+
+    Raises InputError for names that cannot be written as UTF-8.
+    """
+    return uuid_module.uuid5(_NAMESPACE, checked(f"{provider}/{volume}", "volume"))
+
+
+def check_volume_name(name: str) -> str:
+    """Return ``name`` when it can name a volume.
+
+    Ganeti makes names of the form ``UUID.ext.diskN``; any name of 1 to 255 bytes is taken that is not a path, does not
+    look like an option and has no control characters, because scripts put it into file names and command lines.
+    Raises InputError.
+    """
+    checked(name, "volume name")
+    if not name or len(name.encode()) > _NAME_BYTES:
+        raise InputError(f"volume name {quoted(name)} must have 1 to {_NAME_BYTES} bytes")
+    if "/" in name or name in (".", "..") or name.startswith("-"):
+        raise InputError(f"volume name {quoted(name)} must not contain '/', be '.' or '..', or start with '-'")
+    if _CONTROL.search(name):
+        raise InputError(f"volume name {quoted(name)} has control characters in it")
+    return name
+
+
+def metadata_text(text: str) -> str:
+    """Return ``text`` as ``VOL_METADATA`` may hold it: Ganeti's alphabet, at most 128 characters.
+
+    Source: Ganeti, lib/storage/extstorage.py, ExtStorageDevice.SetInfo.
+    """
+    text = re.sub(r"^[^A-Za-z0-9_+.]", "_", text)
+    return re.sub(r"[^-A-Za-z0-9_+.]", "_", text)[:_METADATA_CHARACTERS]
+
+
+def check_size_mib(size_mib: int, what: str = "size") -> int:
+    """Return ``size_mib`` when it is a possible size in MiB; raises InputError."""
+    if type(size_mib) is not int or not 1 <= size_mib < 1 << 43:
+        raise InputError(f"{what} must be a whole number of MiB, 1 to {(1 << 43) - 1}; got {size_mib!r}")
+    return size_mib
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A volume, as the scripts of its provider know it.
+
+    ``name`` is ``VOL_NAME``; ``uuid`` is the uuid of the disk (``VOL_UUID``); ``cname`` the disk's name for people
+    (``VOL_CNAME``), if it has one; ``parameters`` are exported as ``EXTP_<NAME>``. Raises InputError for anything a
+    script could not be told.
+    """
+
+    name: str
+    uuid: uuid_module.UUID
+    cname: str | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_volume_name(self.name)
+        if self.cname is not None:
+            checked(self.cname, "volume cname")
+        seen: dict[str, str] = {}
+        for name, value in self.parameters.items():
+            if not _PARAMETER.match(name):
+                raise InputError(
+                    f"parameter name {quoted(name)} cannot become an environment variable that a shell can read",
+                    hint="use letters, digits and underscores, with no digit first",
+                )
+            if name.upper() in _RESERVED:
+                raise InputError(
+                    f"parameter {name!r} is exported by hvext itself", hint="choose the provider and access by name"
+                )
+            if name.upper() in seen:
+                raise InputError(f"parameters {seen[name.upper()]!r} and {name!r} are both EXTP_{name.upper()}")
+            seen[name.upper()] = name
+            checked(value, f"value of parameter {name!r}:")
+        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
