@@ -1,0 +1,1 @@
+"""Effects: one module per outside thing. They may use ``process`` and ``files``, never each other."""

@@ -1,0 +1,303 @@
+"""Finding ExtStorage providers and running their scripts.
+
+A script runs in the provider's directory with no arguments, a rebuilt environment and a time limit; what it prints
+goes to a log file of its own as it comes. Nothing here keeps state: what is attached, the storage knows.
+
+Source: ganeti-extstorage-interface(7); Ganeti, lib/storage/extstorage.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from hvext.core.answer import MAX_BYTES, Attachment, check_block_path, parse_answer
+from hvext.core.environment import script_environment
+from hvext.core.provider import (
+    GANETI_SEARCH_PATH,
+    PARAMETERS_FILE,
+    Action,
+    FileKind,
+    Provider,
+    check_provider_name,
+    parse_parameters,
+    script_problem,
+)
+from hvext.core.text import quoted
+from hvext.core.volume import Volume
+from hvext.errors import (
+    HvextError,
+    InputError,
+    ProviderError,
+    ProviderInvalid,
+    ProviderNotFound,
+    ScriptFailed,
+    ScriptTimeout,
+)
+from hvext.host import process
+from hvext.host.files import file_kind
+
+#: Providers that come with hvext: the last place to look.
+SHIPPED = str(Path(__file__).resolve().parent.parent / "providers")
+DEFAULT_SEARCH_PATH = (*GANETI_SEARCH_PATH, SHIPPED)
+DEFAULT_TIMEOUT_S = 60.0
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LOG_BYTES = 1 << 20
+_LAST_LINES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptRun:
+    """What one successful run of a script left behind; ``log`` is its log file's path, or empty."""
+
+    stdout: bytes
+    stderr: str
+    log: str
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderHost:
+    """Where providers are looked for, and how their scripts are run.
+
+    ``timeouts_s`` overrides ``timeout_s`` for single actions (keys are actions' names). ``log_directory`` None keeps
+    no logs. ``environment`` is added to what the interface defines, for scripts that need, say, a proxy. Frozen, and
+    safe to use from several threads.
+    """
+
+    search_path: Sequence[str] = DEFAULT_SEARCH_PATH
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    timeouts_s: Mapping[str, float] = field(default_factory=dict)
+    log_directory: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.search_path, str):
+            raise InputError("the search path is a list of directories, not one text")
+        # Scripts run in the provider's directory: from there a relative path would lead elsewhere.
+        object.__setattr__(self, "search_path", tuple(str(Path(folder).absolute()) for folder in self.search_path))
+        for name in self.timeouts_s:
+            if name not in tuple(Action):
+                raise InputError(f"there is no action {name!r} to give a time limit to")
+        for limit in (self.timeout_s, *self.timeouts_s.values()):
+            if not limit > 0:
+                raise InputError(f"a time limit must be above 0 seconds; got {limit}")
+        for name, value in self.environment.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise InputError(f"{quoted(f'{name}={value}')} cannot be an environment variable")
+
+    def find(self, name: str) -> Provider:
+        """Return the provider called ``name``: the first directory of that name on the search path.
+
+        Raises ProviderNotFound, or ProviderInvalid with all that is wrong with the directory.
+        """
+        return load_provider(self.folder(name), name)
+
+    def folder(self, name: str) -> str:
+        """Return the first entry of the search path with a directory ``name``, valid or not.
+
+        Raises ProviderNotFound.
+        """
+        check_provider_name(name)
+        for folder in self.search_path:
+            if file_kind(f"{folder}/{name}") is FileKind.DIRECTORY:
+                return folder
+        raise ProviderNotFound(
+            f"there is no provider {name!r}", hint="looked for its directory in " + ", ".join(self.search_path)
+        )
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all provider directories on the search path, valid or not, each once."""
+        found: dict[str, None] = {}
+        for folder in self.search_path:
+            with contextlib.suppress(OSError):
+                for entry in sorted(child.name for child in Path(folder).iterdir()):
+                    with contextlib.suppress(InputError):
+                        if file_kind(f"{folder}/{check_provider_name(entry)}") is FileKind.DIRECTORY:
+                            found[entry] = None
+        found.pop("__pycache__", None)
+        return tuple(sorted(found))
+
+    def attach(
+        self, provider: Provider, volume: Volume, *, cancel: process.Cancel | None = None, **values: Any
+    ) -> Attachment:
+        """Run ``attach`` once and return what it offers; the block path was looked at.
+
+        Raises AnswerError for an unusable answer (the volume may then be attached all the same), ScriptFailed,
+        ScriptTimeout.
+        """
+        run = self.run(provider, Action.ATTACH, volume, cancel=cancel, **values)
+        assert run is not None, "attach is not optional"  # noqa: S101
+        attachment = parse_answer(run.stdout)
+        if attachment.block_path is not None:
+            check_block_path(attachment.block_path, file_kind(attachment.block_path))
+        return attachment
+
+    def run(
+        self, provider: Provider, action: Action, volume: Volume, *, cancel: process.Cancel | None = None, **values: Any
+    ) -> ScriptRun | None:
+        """Run the script of an action; return None when it is an ``open`` or ``close`` that the provider lacks.
+
+        ``values`` are those of ``script_environment``. Raises ScriptFailed, ScriptTimeout, InputError, and
+        ProviderError for a ``snapshot`` that the provider lacks: a backup that does not exist is lost data.
+        """
+        if action not in provider.actions:
+            if action is Action.SNAPSHOT:
+                raise ProviderError(
+                    f"provider {provider.name!r} has no snapshot script: no snapshot was made",
+                    hint="add an executable 'snapshot' to the provider",
+                )
+            return None
+        environment = {
+            "PATH": _PATH,
+            "LC_ALL": "C",
+            "HOME": str(Path.home()),
+            **self.environment,
+            **script_environment(action, provider.name, volume, **values),
+        }
+        limit_s = self.timeouts_s.get(action, self.timeout_s)
+        with _log_file(self.log_directory, action, provider, volume) as log:
+            log.write(f"{datetime.now(UTC).isoformat()} {provider.script(action)} for volume {volume.name}\n".encode())
+            try:
+                result = process.run(
+                    [provider.script(action)],
+                    env=environment,
+                    cwd=provider.path,
+                    timeout_s=limit_s,
+                    # One byte more than an answer may have shows that it has more.
+                    keep_bytes=MAX_BYTES + 1,
+                    on_output=log.output,
+                    cancel=cancel,
+                )
+            except HvextError as error:
+                raise _start_error(provider, error) from error
+            log.write(f"\nstatus {result.status} after {result.duration_s:.3f} s\n".encode())
+        if result.status != 0 or result.timed_out or result.cancelled:
+            raise _script_error(provider, action, volume, result, limit_s, log.path)
+        return ScriptRun(
+            stdout=result.stdout,
+            stderr=result.stderr.decode(errors="replace"),
+            log=log.path,
+            duration_s=result.duration_s,
+        )
+
+
+def load_provider(folder: str, name: str) -> Provider:
+    """Return the provider in ``folder/name``; raises ProviderInvalid with everything that is wrong with it."""
+    path = f"{folder}/{check_provider_name(name)}"
+    problems = []
+    actions = set()
+    for action in Action:
+        kind = file_kind(f"{path}/{action!s}")
+        problem = script_problem(action, kind, executable=os.access(f"{path}/{action!s}", os.X_OK))
+        if problem:
+            problems.append(problem)
+        elif kind is FileKind.REGULAR:
+            actions.add(action)
+    text = ""
+    kind = file_kind(f"{path}/{PARAMETERS_FILE}")
+    if kind is not FileKind.REGULAR:
+        problems.append(f"{PARAMETERS_FILE} {'is missing' if kind is FileKind.MISSING else 'is ' + kind.value}")
+    else:
+        try:
+            text = Path(f"{path}/{PARAMETERS_FILE}").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{PARAMETERS_FILE} cannot be read: {error}")
+    if problems:
+        raise ProviderInvalid(f"provider {name!r} in {folder} is not valid: {'; '.join(problems)}", problems=problems)
+    return Provider(name=name, path=path, actions=frozenset(actions), parameters=parse_parameters(text))
+
+
+class _Log:
+    """A log file of bounded size, or nothing at all."""
+
+    def __init__(self, path: str, stream: IO[bytes] | None) -> None:
+        self.path = path
+        self._stream = stream
+        self._room = _LOG_BYTES
+
+    def write(self, text: bytes) -> None:
+        if self._stream is not None:
+            try:
+                self._stream.write(text)
+            except OSError:
+                # A full disk under the logs must not end a script in the middle of its work.
+                self._stream = None
+
+    def output(self, _stream_name: str, chunk: bytes) -> None:
+        if self._room > 0:
+            self.write(chunk[: self._room])
+            self._room -= len(chunk)
+            if self._room <= 0:
+                self.write(f"\n[more than {_LOG_BYTES} bytes; the rest is left out]\n".encode())
+
+
+@contextlib.contextmanager
+def _log_file(directory: str | None, action: Action, provider: Provider, volume: Volume) -> Iterator[_Log]:
+    """Open the log of one run, named as Ganeti names it: ``<action>-<provider>-<volume>-<time>.log``."""
+    if directory is None:
+        yield _Log("", None)
+        return
+    stamp = datetime.now(UTC).strftime("%Y-%m-%d_%H_%M_%S_%f")
+    path = Path(directory) / f"{action}-{provider.name}-{_short(volume.name)}-{stamp}-{os.getpid()}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise ProviderError(
+            f"cannot write the log {path}: {error.strerror}", hint="choose another log directory, or none"
+        ) from error
+    with os.fdopen(descriptor, "wb", buffering=0) as stream:
+        yield _Log(str(path), stream)
+
+
+def _short(name: str) -> str:
+    """Volume names may fill a whole file name; leave room for the rest of it."""
+    return name.encode()[:120].decode(errors="ignore")
+
+
+def _start_error(provider: Provider, error: HvextError) -> ProviderError:
+    cause = error.__cause__
+    lost = isinstance(cause, OSError) and cause.errno in (errno.ENOENT, errno.ENOEXEC)
+    hint = "the script's first line must name an interpreter that exists (#!/bin/sh)" if lost else ""
+    return ProviderError(f"provider {provider.name!r}: {error.message}", hint=hint)
+
+
+def _script_error(
+    provider: Provider, action: Action, volume: Volume, result: process.Finished, limit_s: float, log: str
+) -> ProviderError:
+    what = f"{action!s} of provider {provider.name!r} for volume {volume.name!r}"
+    words = "".join(
+        f"; last lines of {name}: {lines}"
+        for name, lines in (("stderr", _last_lines(result.stderr)), ("stdout", _last_lines(result.stdout)))
+        if lines
+    )
+    hint = f"the whole output is in {log}" if log else ""
+    if result.cancelled:
+        return ScriptTimeout(f"{what} was ended because the operation was cancelled{words}", log=log, hint=hint)
+    if result.timed_out:
+        return ScriptTimeout(f"{what} was ended after its limit of {limit_s:g} s{words}", log=log, hint=hint)
+    ended = f"ended with status {result.status}"
+    if result.status < 0:
+        ended = f"was killed by {_signal_name(-result.status)}"
+    return ScriptFailed(f"{what} {ended}{words or '; it printed nothing'}", status=result.status, log=log, hint=hint)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        # Most real-time signals have no name.
+        return f"signal {number}"
+
+
+def _last_lines(output: bytes) -> str:
+    lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
+    return " | ".join(lines[-_LAST_LINES:])

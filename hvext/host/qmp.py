@@ -1,0 +1,188 @@
+"""The monitor of a running QEMU: the only module that knows qemu.qmp.
+
+A QMP socket serves one client at a time; a second one is let in when the first is gone. So whoever holds the
+connection is alone with QEMU, and hvext needs a monitor of its own.
+
+Source: qemu-qmp-ref(7), qmp-spec; the qemu.qmp documentation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, cast
+
+from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp.protocol import Runstate, StateError
+
+from hvext.errors import CommandRefused, CommandTimeout, InputError, MonitorError
+
+#: How long a command may take. A command that drains a disk waits for its requests, so this is not short.
+DEFAULT_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 10.0
+_QUEUE_POLL_S = 0.02
+
+# qemu.qmp logs every broken connection as critical; hvext raises it.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
+
+
+def parse_address(text: str) -> str | tuple[str, int]:
+    """Return a QMP address as qemu.qmp takes it: a socket's path, or host and port for ``host:port``."""
+    host, colon, port = text.rpartition(":")
+    if colon and host and "/" not in text and port.isdecimal():
+        return host.strip("[]"), int(port)
+    if not text:
+        raise InputError("the QMP address is empty", hint="give the path of a unix socket, or HOST:PORT")
+    return text
+
+
+class Monitor:
+    """An open QMP connection. Made by ``connect``."""
+
+    def __init__(self, client: QMPClient, address: str, timeout_s: float) -> None:
+        self._client = client
+        self._address = address
+        self._timeout_s = timeout_s
+
+    @property
+    def version(self) -> str:
+        """QEMU's version, from its greeting: for people, never for decisions."""
+        greeting = self._client.greeting
+        if greeting is None:
+            return ""
+        qemu = cast("Mapping[str, Any]", greeting.QMP.version["qemu"])
+        return f"{qemu['major']}.{qemu['minor']}.{qemu['micro']}"
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float | None = None
+    ) -> Any:
+        """Send one command and return what it returns.
+
+        Raises CommandRefused when QEMU says no (nothing was changed), CommandTimeout when it says nothing in time
+        (it may have been carried out), MonitorError when the connection broke (likewise).
+        """
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._client.execute(command, dict(arguments) if arguments else None)
+        except ExecuteError as error:
+            raise CommandRefused(command, arguments or {}, error.error_class, str(error)) from error
+        except TimeoutError as error:
+            raise CommandTimeout(
+                f"QEMU at {self._address} did not answer {command} within {limit_s:g} s",
+                hint="a disk whose storage does not answer can block QEMU; the command may still be carried out",
+            ) from error
+        except (ExecInterruptedError, StateError, QMPError, OSError, EOFError) as error:
+            raise MonitorError(
+                f"the connection to QEMU at {self._address} broke during {command}: {_words(error)}"
+            ) from error
+
+    @contextlib.contextmanager
+    def events(self, *names: str, matching: Callable[[Mapping[str, Any]], bool] | None = None) -> Iterator[Events]:
+        """Collect events from here on; enter before sending the command that causes them.
+
+        ``matching`` looks at the whole event message.
+        """
+
+        def wanted(message: Message) -> bool:
+            return matching is None or matching(message)
+
+        listener = EventListener(names or None, wanted)
+        self._client.register_listener(listener)
+        try:
+            yield Events(listener)
+        finally:
+            with contextlib.suppress(Exception):
+                self._client.remove_listener(listener)
+
+    async def close(self) -> None:
+        """End the connection; may be repeated."""
+        with contextlib.suppress(QMPError, OSError, EOFError, StateError):
+            await self._client.disconnect()
+
+
+class Events:
+    """Events that have arrived since the listener was registered."""
+
+    def __init__(self, listener: EventListener) -> None:
+        self._listener = listener
+
+    async def get(self, timeout_s: float) -> Mapping[str, Any] | None:
+        """Return the next event, or None when none came within ``timeout_s`` seconds."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._listener.get()
+        except TimeoutError:
+            return None
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    address: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, connect_timeout_s: float = CONNECT_TIMEOUT_S
+) -> AsyncIterator[Monitor]:
+    """Connect to the QMP monitor at a unix socket's path or ``HOST:PORT``.
+
+    ``timeout_s`` is the limit of single commands. Raises MonitorError when nobody is there, or when the monitor keeps
+    silent because another client is connected to it.
+    """
+    target = parse_address(address)
+    client = QMPClient("hvext")
+    try:
+        async with asyncio.timeout(connect_timeout_s):
+            await client.connect(await _connected(target) if isinstance(target, str) else target)
+    except TimeoutError as error:
+        await _abandon(client)
+        raise MonitorError(
+            f"the QMP monitor at {address} did not greet within {connect_timeout_s:g} s",
+            hint="a QMP monitor serves one client at a time: is another program connected? Give hvext its own monitor",
+        ) from error
+    except (ConnectError, QMPError, OSError) as error:
+        raise MonitorError(
+            f"cannot connect to the QMP monitor at {address}: {_words(error)}",
+            hint="QEMU makes one with -chardev socket,id=hvext,path=PATH,server=on,wait=off -mon "
+            "chardev=hvext,mode=control",
+        ) from error
+    monitor = Monitor(client, address, timeout_s)
+    try:
+        yield monitor
+    finally:
+        await monitor.close()
+
+
+async def _abandon(client: QMPClient) -> None:
+    if client.runstate is not Runstate.IDLE:
+        with contextlib.suppress(QMPError, OSError, EOFError, StateError):
+            await client.disconnect()
+
+
+async def _connected(path: str) -> socket.socket:
+    """Return a socket connected to ``path``.
+
+    QEMU lets one client wait behind the one it serves; for the next the kernel says EAGAIN, and asyncio takes that for
+    a connection under way. So this waits here.
+    """
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        while True:
+            try:
+                client.connect(path)
+            except BlockingIOError:
+                await asyncio.sleep(_QUEUE_POLL_S)
+            else:
+                return client
+    except BaseException:
+        client.close()
+        raise
+
+
+def _words(error: BaseException) -> str:
+    """Return the words of the innermost cause: qemu.qmp wraps what the system said."""
+    seen = error
+    while isinstance(seen, ConnectError):
+        seen = seen.exc
+    if isinstance(seen, OSError) and seen.strerror:
+        return seen.strerror
+    return str(seen) or type(seen).__name__
