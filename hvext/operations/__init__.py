@@ -1,0 +1,1 @@
+"""The use cases, each a list of steps with their inverses."""

@@ -1,0 +1,162 @@
+"""Attaching and detaching volumes: the provider's side of every operation.
+
+A volume is made ready as Ganeti does it: ``attach``, then ``open``; it is let go with ``close``, then ``detach``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from hvext.core.access import Choice, choose_access
+from hvext.core.answer import Attachment
+from hvext.core.disk import Disk
+from hvext.core.provider import Action, Provider
+from hvext.errors import AnswerError, HvextError, OperationFailed, ScriptTimeout
+from hvext.host.files import opened_as
+from hvext.host.process import Cancel
+from hvext.host.provider import ProviderHost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    """A disk whose volume is attached: what the provider offers, and the order in which it is to be tried."""
+
+    disk: Disk
+    provider: Provider
+    attachment: Attachment
+    choice: Choice
+
+
+def attach(host: ProviderHost, disk: Disk, *, exclusive: bool = True, cancel: Cancel | None = None) -> Attached:
+    """Attach and open a disk's volume; ``attach`` runs exactly once.
+
+    When the answer is unusable, the wished access is not in it, ``open`` fails, or on Ctrl-C, the volume is let go
+    again before the error is raised. Raises ProviderError, AccessError, InputError; OperationFailed when it could not
+    be let go.
+    """
+    provider = host.find(disk.provider)
+    try:
+        attachment = host.attach(provider, disk.volume, cancel=cancel, access=disk.access)
+    except BaseException as error:
+        if not _refused(error):
+            _let_go_after(error, host, disk, provider)
+        raise
+    try:
+        choice = choose_access(attachment, disk.access, look=opened_as)
+        host.run(provider, Action.OPEN, disk.volume, cancel=cancel, access=disk.access, exclusive=exclusive)
+    except BaseException as error:
+        _let_go_after(error, host, disk, provider)
+        raise
+    return Attached(disk=disk, provider=provider, attachment=attachment, choice=choice)
+
+
+def offer(host: ProviderHost, disk: Disk) -> Attached:
+    """Ask the provider of a volume that is attached what it offers: ``attach`` again, which is idempotent.
+
+    Whatever comes back, the volume stays attached. Raises ProviderError, AccessError.
+    """
+    provider = host.find(disk.provider)
+    attachment = host.attach(provider, disk.volume, access=disk.access)
+    choice = choose_access(attachment, disk.access, look=opened_as)
+    return Attached(disk=disk, provider=provider, attachment=attachment, choice=choice)
+
+
+def detach(host: ProviderHost, disk: Disk, *, cancel: Cancel | None = None) -> None:
+    """Close and detach a disk's volume; may be repeated. Only call it when nothing uses the volume any more."""
+    provider = host.find(disk.provider)
+    host.run(provider, Action.CLOSE, disk.volume, cancel=cancel, access=disk.access)
+    host.run(provider, Action.DETACH, disk.volume, cancel=cancel, access=disk.access)
+
+
+def attach_all(host: ProviderHost, disks: list[Disk], *, exclusive: bool = True) -> list[Attached]:
+    """Attach all disks side by side and return them in the same order.
+
+    When one fails, or on Ctrl-C, all the others are detached again. Raises OperationFailed that names every disk
+    that failed, and every one that stays attached.
+    """
+    if not disks:
+        return []
+    cancel = Cancel()
+    futures: list[Future[Attached]] = []
+    with ThreadPoolExecutor(max_workers=min(len(disks), 64), thread_name_prefix="attach") as pool:
+        try:
+            futures.extend(pool.submit(attach, host, disk, exclusive=exclusive, cancel=cancel) for disk in disks)
+            wait(futures)
+        except BaseException as reason:
+            cancel.set()
+            wait(futures)
+            if left := _undo(host, disks, futures):
+                raise OperationFailed(
+                    f"attaching was ended early ({type(reason).__name__}); NOT detached: {'; '.join(left)}",
+                    step="attach",
+                    left=left,
+                ) from reason
+            raise
+    failed = [(disk, error) for disk, future in zip(disks, futures, strict=True) if (error := future.exception())]
+    if not failed:
+        return [future.result() for future in futures]
+    left = _undo(host, disks, futures)
+    for _disk, error in failed:
+        if not isinstance(error, HvextError):
+            raise error
+    good = len(disks) - len(failed)
+    words = "; ".join(f"{disk.provider}/{disk.volume.name}: {error}" for disk, error in failed)
+    raise OperationFailed(
+        f"cannot attach {len(failed)} of {len(disks)} disks: {words}"
+        + (f"; the other {good} were detached again" if good and not left else "")
+        + (f"; NOT detached: {'; '.join(left)}" if left else ""),
+        step="attach",
+        undone=[
+            f"attach {disk.provider}/{disk.volume.name}"
+            for disk, future in zip(disks, futures, strict=True)
+            if not left and not future.exception()
+        ],
+        left=left,
+    ) from failed[0][1]
+
+
+def _undo(host: ProviderHost, disks: list[Disk], futures: list[Future[Attached]]) -> list[str]:
+    """Detach what was attached; return what stays attached, in words."""
+    errors = [future.exception() for future in futures]
+    left = [words for error in errors if isinstance(error, OperationFailed) for words in error.left]
+    return left + detach_all(host, [disk for disk, error in zip(disks, errors, strict=False) if error is None])
+
+
+def detach_all(host: ProviderHost, disks: list[Disk]) -> list[str]:
+    """Detach disks side by side; return what went wrong, in words."""
+
+    def let_go(disk: Disk) -> str | None:
+        try:
+            detach(host, disk)
+        except HvextError as error:
+            return f"{disk.provider}/{disk.volume.name}: {error}"
+        return None
+
+    if not disks:
+        return []
+    with ThreadPoolExecutor(max_workers=min(len(disks), 64), thread_name_prefix="detach") as pool:
+        return [words for words in pool.map(let_go, disks) if words]
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether ``attach`` said no, or never ran: then nothing is attached."""
+    return isinstance(error, HvextError) and not isinstance(error, AnswerError | ScriptTimeout)
+
+
+def _let_go_after(error: BaseException, host: ProviderHost, disk: Disk, provider: Provider) -> None:
+    """Close and detach after ``error``; raises OperationFailed when that fails."""
+    with contextlib.suppress(HvextError):
+        # The volume may never have been opened, and a provider may say so.
+        host.run(provider, Action.CLOSE, disk.volume, access=disk.access)
+    try:
+        host.run(provider, Action.DETACH, disk.volume, access=disk.access)
+    except HvextError as second:
+        first = error.message if isinstance(error, HvextError) else type(error).__name__
+        raise OperationFailed(
+            f"{first}; and it could not be detached again: {second.message}",
+            step="attach",
+            left=[f"{disk.provider}/{disk.volume.name}"],
+            hint=second.hint,
+        ) from error

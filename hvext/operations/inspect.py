@@ -1,0 +1,107 @@
+"""Asking a running QEMU what it has."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid as uuid_module
+
+from hvext.core.identity import DiskNames
+from hvext.core.running import RunningDisk, parse_running
+from hvext.core.topology import (
+    CONTROLLER_TYPES,
+    PORT_TYPES,
+    Controller,
+    Port,
+    Topology,
+    free_pci_slots,
+    linked_children,
+    typed_children,
+)
+from hvext.host.qmp import Monitor
+
+_PERIPHERAL = "/machine/peripheral"
+#: The PCI bus of a pc machine.
+_PC_BUS = "/machine/i440fx/pci.0"
+
+
+async def running_disks(monitor: Monitor) -> dict[uuid_module.UUID, RunningDisk]:
+    """Return hvext's disks of the guest by uuid, whole or in pieces."""
+    nodes, peripherals, objects = await asyncio.gather(
+        monitor.execute("query-named-block-nodes", {"flat": True}),
+        monitor.execute("qom-list", {"path": _PERIPHERAL}),
+        monitor.execute("qom-list", {"path": "/objects"}),
+    )
+    return parse_running(nodes, typed_children(peripherals), typed_children(objects))
+
+
+async def running_disk(monitor: Monitor, names: DiskNames) -> RunningDisk:
+    """Return what QEMU has of one disk; all its parts are missing when it has nothing."""
+    nothing = RunningDisk(names=names, device=None, model=None, root=None, throttle=None, protocols=(), objects=())
+    return (await running_disks(monitor)).get(names.uuid, nothing)
+
+
+async def has_device(monitor: Monitor, device: str) -> bool:
+    """Return whether the guest still has a device with this id."""
+    return device in typed_children(await monitor.execute("qom-list", {"path": _PERIPHERAL}))
+
+
+async def topology(monitor: Monitor) -> Topology:
+    """Return the places where a disk could go, and which are free."""
+    peripherals = typed_children(await monitor.execute("qom-list", {"path": _PERIPHERAL}))
+    ports = [name for name, kind in peripherals.items() if kind in PORT_TYPES]
+    controllers = [name for name, kind in peripherals.items() if kind in CONTROLLER_TYPES]
+    machine = typed_children(await monitor.execute("qom-list", {"path": "/machine"}))
+    return Topology(
+        ports=tuple(await asyncio.gather(*(_port(monitor, name) for name in sorted(ports, key=_natural)))),
+        controllers=tuple(
+            await asyncio.gather(*(_controller(monitor, name) for name in sorted(controllers, key=_natural)))
+        ),
+        pci_slots=await _pci_slots(monitor) if "i440fx" in machine else None,
+    )
+
+
+async def iothreads(monitor: Monitor) -> set[str]:
+    """Return the ids of the guest's iothreads."""
+    return {entry["id"] for entry in await monitor.execute("query-iothreads")}
+
+
+async def _port(monitor: Monitor, name: str) -> Port:
+    # The bus of a port has the port's id.
+    path = f"{_PERIPHERAL}/{name}"
+    listing, hotplug = await asyncio.gather(
+        monitor.execute("qom-list", {"path": f"{path}/{name}"}),
+        monitor.execute("qom-get", {"path": path, "property": "hotplug"}),
+    )
+    return Port(bus=name, free=not linked_children(listing), hotplug=bool(hotplug))
+
+
+async def _controller(monitor: Monitor, name: str) -> Controller:
+    path = f"{_PERIPHERAL}/{name}"
+    bus = f"{path}/virtio-backend/{name}.0"
+    listing, iothread = await asyncio.gather(
+        monitor.execute("qom-list", {"path": bus}),
+        monitor.execute("qom-get", {"path": path, "property": "iothread"}),
+    )
+
+    async def address(child: str) -> tuple[int, int]:
+        scsi_id, lun = await asyncio.gather(
+            *(monitor.execute("qom-get", {"path": f"{bus}/{child}", "property": word}) for word in ("scsi-id", "lun"))
+        )
+        return scsi_id, lun
+
+    taken = await asyncio.gather(*(address(child) for child in linked_children(listing)))
+    return Controller(bus=name, taken=frozenset(taken), iothread=iothread.rpartition("/")[2] or None)
+
+
+async def _pci_slots(monitor: Monitor) -> tuple[int, ...]:
+    children = linked_children(await monitor.execute("qom-list", {"path": _PC_BUS}))
+    return free_pci_slots(
+        await asyncio.gather(
+            *(monitor.execute("qom-get", {"path": f"{_PC_BUS}/{child}", "property": "addr"}) for child in children)
+        )
+    )
+
+
+def _natural(name: str) -> tuple[int, str]:
+    """Sort rp2 before rp10."""
+    return len(name), name

@@ -1,0 +1,201 @@
+"""Plugging a disk into a running guest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hvext.core.access import Candidate
+from hvext.core.disk import Disk
+from hvext.core.options import DeviceModel
+from hvext.core.plan import DiskPlan, plan_disk
+from hvext.core.running import RunningDisk
+from hvext.core.topology import place_disk
+from hvext.core.uri import FileLocation, Opened
+from hvext.errors import CommandRefused, InputError, PlugError
+from hvext.host.process import Cancel
+from hvext.host.provider import ProviderHost
+from hvext.host.qmp import Monitor
+from hvext.operations import attachments
+from hvext.operations.attachments import Attached
+from hvext.operations.inspect import iothreads, running_disk, topology
+from hvext.operations.nodes import add_node, delete_node, delete_object, remove_remains
+from hvext.operations.steps import Report, Step, carry_out, silent
+from hvext.operations.threads import in_thread
+from hvext.operations.unplug import remove_device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugged:
+    """A disk that the guest has. ``changed`` is False when it had it before."""
+
+    changed: bool
+    device: str
+    node: str
+    access: str
+    location: str
+    reason: str
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return the result for machines."""
+        return {
+            "state": "plugged",
+            "changed": self.changed,
+            "device": self.device,
+            "node": self.node,
+            "access": self.access,
+            "location": self.location,
+            "reason": self.reason,
+            "warnings": list(self.warnings),
+        }
+
+
+async def plug(monitor: Monitor, host: ProviderHost, disk: Disk, *, report: Report = silent) -> Plugged:
+    """Attach a disk's volume and plug it into the guest.
+
+    The candidates of the access choice are tried in order; the result's reason says why an earlier one was passed
+    over. Whatever fails, everything is as before afterwards. Repeating it for a disk that is plugged changes nothing
+    and says so. Raises OperationFailed, or PlugError and InputError before anything was done.
+    """
+    running = await running_disk(monitor, disk.names)
+    if running.device is not None:
+        return _already(running)
+    disk = await _placed(monitor, disk)
+    work = _Plug(monitor, host, disk, running)
+    await carry_out(f"plug {disk.provider}/{disk.volume.name}", work.steps(), report=report)
+    return work.result()
+
+
+def _already(running: RunningDisk) -> Plugged:
+    node = running.protocol
+    return Plugged(
+        changed=False,
+        device=str(running.device),
+        node=running.root.name if running.root else "",
+        access="",
+        location=node.filename if node else "",
+        reason="the guest has this disk already",
+    )
+
+
+async def _placed(monitor: Monitor, disk: Disk) -> Disk:
+    """Return the disk with its place in the guest chosen; raises PlugError, InputError."""
+    options = disk.options
+    scsi = options.device is DeviceModel.SCSI_HD
+    if scsi and options.iothread == "auto":
+        raise InputError(
+            "a scsi-hd runs in the iothread of its controller: iothread=auto is not possible for hot-plug",
+            hint="name the iothread that a controller of the guest has, or leave it out",
+        )
+    if options.iothread not in (None, "auto") and options.iothread not in await iothreads(monitor):
+        raise PlugError(f"the guest has no iothread {options.iothread!r}", hint="iothread=auto makes one for the disk")
+    placement = place_disk(options, await topology(monitor), options.iothread if scsi else None)
+    return replace(disk, options=replace(options, placement=placement))
+
+
+class _Plug:
+    """One plug in progress: what the steps hand to each other."""
+
+    def __init__(self, monitor: Monitor, host: ProviderHost, disk: Disk, remains: RunningDisk) -> None:
+        self._monitor = monitor
+        self._host = host
+        self._disk = disk
+        self._remains = remains
+        self._attached: Attached | None = None
+        self._candidate: Candidate | None = None
+        self._passed_over: list[str] = []
+        self._opened = ""
+
+    def steps(self) -> Sequence[Step]:
+        disk, monitor = self._disk, self._monitor
+        # Objects, upper nodes and the device do not depend on where the storage is; only the protocol node does.
+        shape = self._shape()
+        clean = Step(name="remove what an earlier plug left", do=self._clean)
+        return [
+            *([clean] if self._remains.node_names or self._remains.objects else []),
+            Step(name=f"attach {disk.provider}/{disk.volume.name}", do=self._attach, undo=self._detach),
+            *(_object_step(monitor, item) for item in shape.objects),
+            Step(name="open the storage", do=self._open, undo=self._close),
+            *(_node_step(monitor, node) for node in shape.nodes[1:]),
+            Step(
+                name=f"plug device {shape.device['id']}",
+                do=lambda: monitor.execute("device_add", shape.device),
+                undo=lambda: remove_device(monitor, str(shape.device["id"])),
+            ),
+        ]
+
+    def _shape(self) -> DiskPlan:
+        """The plan with any location: everything but the protocol node is final."""
+        return plan_disk(self._disk.names, FileLocation(path="/", opened=Opened.FILE), self._disk.options)
+
+    async def _clean(self) -> None:
+        await remove_remains(self._monitor, self._remains)
+
+    async def _attach(self) -> None:
+        def work(cancel: Cancel) -> Attached:
+            return attachments.attach(self._host, self._disk, cancel=cancel)
+
+        self._attached = await in_thread(work)
+
+    async def _detach(self) -> None:
+        await in_thread(lambda cancel: attachments.detach(self._host, self._disk, cancel=cancel))
+
+    async def _open(self) -> None:
+        """Open the first candidate that QEMU opens."""
+        assert self._attached is not None  # noqa: S101
+        *others, last = self._attached.choice.candidates
+        for candidate in (*others, last):
+            node = plan_disk(self._disk.names, candidate.location, self._disk.options).nodes[0]
+            self._opened = str(node["node-name"])
+            self._candidate = candidate
+            try:
+                await add_node(self._monitor, node)
+            except CommandRefused as error:
+                if candidate is last or not _about_storage(error):
+                    raise
+                self._passed_over.append(f"{candidate.text}: {error.description}")
+            else:
+                return
+
+    async def _close(self) -> None:
+        await delete_node(self._monitor, self._opened)
+
+    def result(self) -> Plugged:
+        """What was done."""
+        assert self._attached is not None  # noqa: S101
+        assert self._candidate is not None  # noqa: S101
+        choice = self._attached.choice
+        reason = choice.reason
+        if self._passed_over:
+            reason = f"QEMU could not open {'; '.join(self._passed_over)}; using the next: {self._candidate.text}"
+        return Plugged(
+            changed=True,
+            device=self._disk.names.device,
+            node=self._disk.names.root,
+            access=str(self._candidate.access),
+            location=self._candidate.text,
+            reason=reason,
+            warnings=self._attached.attachment.warnings,
+        )
+
+
+def _about_storage(error: CommandRefused) -> bool:
+    """Whether another candidate could do better; a name that exists already is not about the storage."""
+    return "Duplicate node" not in error.description and "node-name" not in error.description
+
+
+def _object_step(monitor: Monitor, item: dict[str, object]) -> Step:
+    return Step(
+        name=f"make object {item['id']}",
+        do=lambda: monitor.execute("object-add", item),
+        undo=lambda: delete_object(monitor, item["id"]),
+    )
+
+
+def _node_step(monitor: Monitor, node: dict[str, object]) -> Step:
+    return Step(
+        name=f"make {node['driver']} node {node['node-name']}",
+        do=lambda: add_node(monitor, node),
+        undo=lambda: delete_node(monitor, node["node-name"]),
+    )

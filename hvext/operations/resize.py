@@ -1,0 +1,127 @@
+"""Growing a disk of a running guest: the volume, then what QEMU has open, then what the guest sees.
+
+A volume that has grown stays grown: there is no way back, so a failure later says how far it came, and repeating the
+resize finishes it.
+
+Source: qemu-qmp-ref(7), block_resize.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hvext.core.disk import Disk
+from hvext.core.identity import DiskNames
+from hvext.core.volume import check_size_mib
+from hvext.errors import InputError, QemuError, RepointRefused
+from hvext.host.process import Cancel
+from hvext.host.provider import ProviderHost
+from hvext.host.qmp import Monitor
+from hvext.operations.inspect import running_disk
+from hvext.operations.repoint import exchange, movable
+from hvext.operations.steps import Report, Step, carry_out, silent
+from hvext.operations.threads import in_thread
+from hvext.operations.volumes import Grown, grow
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resized:
+    """The size of a disk before and after, in bytes; ``volume_grown`` tells whether the provider's script ran."""
+
+    device: str
+    before_bytes: int
+    after_bytes: int
+    volume_grown: bool
+
+    @property
+    def changed(self) -> bool:
+        """Whether the guest sees another size now."""
+        return self.before_bytes != self.after_bytes
+
+    def to_json(self) -> dict[str, object]:
+        """Return the result for machines."""
+        return {
+            "state": "resized",
+            "changed": self.changed,
+            "device": self.device,
+            "before_bytes": self.before_bytes,
+            "after_bytes": self.after_bytes,
+            "volume_grown": self.volume_grown,
+        }
+
+
+async def resize(
+    monitor: Monitor,
+    host: ProviderHost,
+    disk: Disk,
+    new_size_mib: int,
+    *,
+    old_size_mib: int | None = None,
+    report: Report = silent,
+) -> Resized:
+    """Grow a disk and the volume behind it to ``new_size_mib``.
+
+    ``old_size_mib`` is the volume's size for the provider's ``grow``; by default what the guest sees, in whole MiB.
+    The size the guest sees already is a no-op that says so; a smaller one raises InputError. Raises DiskNotFound,
+    RepointRefused, OperationFailed.
+    """
+    check_size_mib(new_size_mib, "new size")
+    running, root, _old = await movable(monitor, disk.names)
+    before = (running.top or root).size_bytes
+    old_mib = before // MIB if old_size_mib is None else check_size_mib(old_size_mib, "old size")
+    if new_size_mib * MIB < before:
+        raise InputError(f"the disk has {before} bytes; {new_size_mib} MiB would shrink it", hint="disks can only grow")
+    grown: Grown | None = None
+
+    async def grow_volume() -> None:
+        nonlocal grown
+
+        def work(cancel: Cancel) -> Grown:
+            return grow(host, disk, old_size_mib=old_mib, new_size_mib=new_size_mib, cancel=cancel)
+
+        grown = await in_thread(work)
+
+    steps = [Step(name=f"grow {disk.provider}/{disk.volume.name} to {new_size_mib} MiB", do=grow_volume)]
+    await carry_out(f"resize disk {disk.names.uuid}", steps, report=report)
+    await show_size(monitor, disk.names, new_size_mib * MIB, report=report)
+    return Resized(
+        device=disk.names.device,
+        before_bytes=before,
+        after_bytes=new_size_mib * MIB,
+        volume_grown=grown is not None and grown.changed,
+    )
+
+
+async def show_size(monitor: Monitor, names: DiskNames, size_bytes: int, *, report: Report = silent) -> None:
+    """Make the guest see that the storage of a disk has grown to ``size_bytes``; may be repeated.
+
+    An NBD connection keeps the size it was opened with, so the disk is moved to a fresh one first. Raises
+    RepointRefused, OperationFailed.
+    """
+    running, root, old = await movable(monitor, names)
+    # The guest sees the size of the top node; a resize below a throttle filter does not reach it.
+    top = running.top or root
+    if top.size_bytes == size_bytes and old.size_bytes >= size_bytes:
+        return
+    location = old.location
+    if old.size_bytes < size_bytes and (location is None or not location.grows_in_place):
+        if location is None:
+            raise RepointRefused(
+                f"QEMU does not tell where disk {names.uuid} is ({old.filename}), so it cannot be opened afresh",
+                hint="move it with hvext repoint to its URI first",
+            )
+        await exchange(monitor, running, root, old, location, exact_size=False, report=report)
+
+    async def resize_node() -> None:
+        await monitor.execute("block_resize", {"node-name": top.name, "size": size_bytes})
+
+    async def check() -> None:
+        found = (await running_disk(monitor, names)).top
+        if found is None or found.size_bytes != size_bytes:
+            seen = found.size_bytes if found else "no"
+            raise QemuError(f"the disk has {seen} bytes after block_resize to {size_bytes}")
+
+    steps = [Step(name="tell the guest", do=resize_node), Step(name="check the size", do=check)]
+    await carry_out(f"resize disk {names.uuid}", steps, report=report)

@@ -1,0 +1,183 @@
+"""The disks of an instance that is about to start: all volumes attached, and QEMU's arguments for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from hvext.core.command_line import blockdev_argv, drive_argv
+from hvext.core.commands import plug_commands
+from hvext.core.device import iothread_id
+from hvext.core.disk import Disk
+from hvext.core.domain_xml import disk_xml
+from hvext.core.options import DeviceModel
+from hvext.core.plan import DiskPlan, plan_disk
+from hvext.core.topology import Controller, Topology, place_disk
+from hvext.errors import InputError
+from hvext.host.provider import ProviderHost
+from hvext.operations import attachments
+from hvext.operations.attachments import Attached
+
+#: The controller that is made for SCSI disks that name none: libvirt's name for its first.
+CONTROLLER = "scsi0"
+#: Buses on which QEMU finds a free slot by itself.
+_ROOT_BUSES = ("pci.0", "pcie.0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedDisk:
+    """One attached disk with its plan; ``index`` counts the disks of its bus."""
+
+    attached: Attached
+    plan: DiskPlan
+    index: int
+
+    def xml(self) -> str:
+        """Return libvirt's ``<disk>``."""
+        return disk_xml(self.plan, self.index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """All disks of an instance, attached."""
+
+    disks: tuple[PreparedDisk, ...]
+
+    def argv(self) -> list[str]:
+        """Return QEMU's arguments in JSON, in the disks' order."""
+        return [word for disk in self.disks for word in blockdev_argv(disk.plan)]
+
+    def drive_argv(self) -> list[str]:
+        """Return QEMU's arguments in the legacy ``-drive`` form."""
+        return [word for disk in self.disks for word in drive_argv(disk.plan)]
+
+    def commands(self) -> list[dict[str, object]]:
+        """Return QMP commands, for a QEMU that was started without the disks and has not run yet."""
+        return [command.to_json() for disk in self.disks for command in plug_commands(disk.plan)]
+
+    def xml(self) -> str:
+        """Return libvirt's ``<disk>`` elements."""
+        return "".join(disk.xml() for disk in self.disks)
+
+
+def check_disks(disks: Sequence[Disk]) -> None:
+    """Raise InputError when two disks of one instance are the same, or want the same place or boot index."""
+    seen: dict[tuple[str, object], Disk] = {}
+    for disk in disks:
+        for what, value in (
+            ("uuid", disk.volume.uuid),
+            ("volume", f"{disk.provider}/{disk.volume.name}"),
+            ("bootindex", disk.options.bootindex),
+            ("place", _place(disk)),
+        ):
+            other = seen.setdefault((what, value), disk)
+            if value is not None and other is not disk:
+                raise InputError(f"disks {other.volume.name!r} and {disk.volume.name!r} have the same {what}: {value}")
+
+
+def _place(disk: Disk) -> str | None:
+    """Return the one place in the guest that the disk is given, in words; None where QEMU chooses."""
+    place = disk.options.placement
+    if place.bus is None:
+        return None
+    if disk.options.device is DeviceModel.SCSI_HD:
+        fixed = place.scsi_id is not None and place.lun is not None
+        return f"bus={place.bus}, scsi_id={place.scsi_id}, lun={place.lun}" if fixed else None
+    if place.addr is None and place.bus in _ROOT_BUSES:
+        return None
+    # Everything else is a port with slot 0 alone.
+    slot, _, function = (place.addr or "0").partition(".")
+    return f"bus={place.bus}, addr={int(slot, 16):02x}.{function or 0}"
+
+
+def start_disks(host: ProviderHost, disks: Sequence[Disk], *, exclusive: bool = True) -> Start:
+    """Attach all disks side by side and plan them as a hot-plug would.
+
+    SCSI disks that name no controller share one, ``scsi0``, which the arguments make; with ``iothread=auto`` it gets
+    the first such disk's. When anything fails, all volumes are let go again. Raises OperationFailed, and InputError
+    before anything is attached.
+    """
+    sharing = [disk for disk in disks if _is_scsi(disk) and disk.options.placement.bus is None]
+    placed = _placed(disks, sharing)
+    check_disks(placed)
+    attached = attachments.attach_all(host, placed, exclusive=exclusive)
+    try:
+        return Start(disks=tuple(_prepared(attached, sharing)))
+    except BaseException:
+        attachments.detach_all(host, [item.disk for item in attached])
+        raise
+
+
+def _is_scsi(disk: Disk) -> bool:
+    return disk.options.device is DeviceModel.SCSI_HD
+
+
+def _prepared(attached: Sequence[Attached], sharing: Sequence[Disk]) -> Iterator[PreparedDisk]:
+    counts = dict.fromkeys(DeviceModel, 0)
+    for item in attached:
+        disk = item.disk
+        index = counts[disk.options.device]
+        counts[disk.options.device] += 1
+        first = bool(sharing) and disk.names == sharing[0].names
+        location = item.choice.chosen.location
+        plan = plan_disk(disk.names, location, disk.options, controller=CONTROLLER if first else None)
+        yield PreparedDisk(attached=item, plan=plan, index=index)
+
+
+def _placed(disks: Sequence[Disk], sharing: Sequence[Disk]) -> list[Disk]:
+    """Return the disks, those that share the controller with an address on it; what the caller fixed stays."""
+    for disk in disks:
+        if _is_scsi(disk) and disk not in sharing:
+            _check_named(disk, sharing)
+        elif disk in sharing:
+            _check_iothread(disk, sharing[0])
+    taken = {
+        (place.scsi_id, place.lun)
+        for place in (disk.options.placement for disk in sharing)
+        if place.scsi_id is not None and place.lun is not None
+    }
+    return [_on_controller(disk, sharing[0], taken) if disk in sharing else disk for disk in disks]
+
+
+def _check_named(disk: Disk, sharing: Sequence[Disk]) -> None:
+    """Check a disk that names a controller, which the caller makes."""
+    if disk.options.iothread == "auto":
+        raise InputError(
+            f"disk {disk.volume.name!r}: a scsi-hd runs in the iothread of its controller, and with bus= the "
+            "controller is not made here",
+            hint="leave out bus=, or give the controller an iothread and leave out iothread=auto",
+        )
+    if sharing and disk.options.placement.bus == CONTROLLER:
+        raise InputError(
+            f"disk {disk.volume.name!r} names the SCSI controller {CONTROLLER!r}, which is made for disk "
+            f"{sharing[0].volume.name!r}, which names none",
+            hint="name a controller for all SCSI disks, or for none",
+        )
+
+
+def _check_iothread(disk: Disk, first: Disk) -> None:
+    if disk.options.iothread not in (first.options.iothread, iothread_id(first.options, first.names)):
+        raise InputError(
+            f"disk {disk.volume.name!r} wants another iothread than the SCSI controller {CONTROLLER!r} has",
+            hint="SCSI disks share their controller's iothread; name one controller per iothread with bus=",
+        )
+
+
+def _on_controller(disk: Disk, first: Disk, taken: set[tuple[int, int]]) -> Disk:
+    """Return the disk with an address on the shared controller, which is taken from then on."""
+    place = disk.options.placement
+    scsi_id, lun = place.scsi_id, place.lun
+    if scsi_id is None or lun is None:
+        controller = Controller(bus=CONTROLLER, taken=frozenset(taken), iothread=None)
+        place = place_disk(disk.options, Topology(ports=(), controllers=(controller,), pci_slots=None), None)
+        taken.add((cast("int", place.scsi_id), cast("int", place.lun)))
+    options = replace(disk.options, placement=replace(place, bus=CONTROLLER))
+    if disk is not first and options.iothread == "auto":
+        options = replace(options, iothread=first.names.iothread)
+    return replace(disk, options=options)
+
+
+def stop_disks(host: ProviderHost, disks: Sequence[Disk]) -> list[str]:
+    """Close and detach the volumes of an instance that has ended, side by side; return what went wrong."""
+    return attachments.detach_all(host, list(disks))

@@ -1,0 +1,169 @@
+"""Unplugging a disk from a running guest.
+
+The guest decides when it lets a PCI device go. Until then the disk is *pending*: nothing of it may be removed, and
+its volume stays attached. A later call, in any process, finishes what the guest has let go by then.
+
+Source: QEMU, docs/system/device-emulation; qemu-qmp-ref(7): device_del, DEVICE_DELETED, DEVICE_UNPLUG_GUEST_ERROR.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from hvext.core.disk import Disk
+from hvext.core.identity import DiskNames
+from hvext.errors import CommandRefused, CommandTimeout, HvextError
+from hvext.host.process import Cancel
+from hvext.host.provider import ProviderHost
+from hvext.host.qmp import Events, Monitor
+from hvext.operations import attachments
+from hvext.operations.inspect import has_device, running_disk
+from hvext.operations.nodes import remove_remains
+from hvext.operations.steps import Report, Step, carry_out, silent
+from hvext.operations.threads import in_thread
+
+#: Native PCIe hot-plug needs six seconds by design (the attention button's delay); ACPI a tenth of one.
+DEFAULT_TIMEOUT_S = 15.0
+#: How often the guest is looked at beside waiting for the event: a reset or a paused guest may send none.
+_LOOK_S = 1.0
+#: What QEMU says to a second device_del while the first is under way.
+_UNDER_WAY = ("already in the process of unplug", "being removed", "unplug pending", "is busy")
+
+
+class UnplugState(StrEnum):
+    """How an unplug stands."""
+
+    UNPLUGGED = "unplugged"
+    ABSENT = "absent"
+    PENDING = "pending"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unplugged:
+    """How an unplug stands; ``removed`` are the nodes and objects that are gone, ``detached`` tells of the volume."""
+
+    state: UnplugState
+    device: str
+    removed: tuple[str, ...] = ()
+    detached: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the guest has let the disk go."""
+        return self.state in (UnplugState.UNPLUGGED, UnplugState.ABSENT)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the result for machines."""
+        return {
+            "state": str(self.state),
+            "device": self.device,
+            "removed": list(self.removed),
+            "detached": self.detached,
+        }
+
+
+async def unplug(
+    monitor: Monitor, names: DiskNames, *, timeout_s: float = DEFAULT_TIMEOUT_S, report: Report = silent
+) -> Unplugged:
+    """Unplug a disk and remove its nodes and objects; its volume stays attached.
+
+    Waits up to ``timeout_s`` for the guest. May be repeated in every state: PENDING asks the guest again, ABSENT
+    removes what is left. Raises OperationFailed when something cannot be removed, QemuError.
+    """
+    running = await running_disk(monitor, names)
+    device = running.device or names.device
+    state = UnplugState.ABSENT
+    if running.device is not None:
+        report(f"ask the guest to let {device} go")
+        state = await _let_go(monitor, device, timeout_s)
+    if state in (UnplugState.PENDING, UnplugState.REJECTED):
+        return Unplugged(state=state, device=device)
+    # Nodes made by -drive went with the device: look again.
+    running = await running_disk(monitor, names)
+    removed: tuple[str, ...] = ()
+
+    async def remove() -> None:
+        nonlocal removed
+        removed = await remove_remains(monitor, running)
+
+    if running.node_names or running.objects:
+        steps = [Step(name="remove its block nodes and objects", do=remove)]
+        await carry_out(f"unplug {device}", steps, report=report)
+        state = UnplugState.UNPLUGGED
+    return Unplugged(state=state, device=device, removed=removed)
+
+
+async def unplug_and_detach(
+    monitor: Monitor,
+    host: ProviderHost,
+    disk: Disk,
+    *,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    report: Report = silent,
+) -> Unplugged:
+    """Unplug a disk and, once QEMU has let go of all of it, close and detach its volume.
+
+    Raises OperationFailed, QemuError, ProviderError.
+    """
+    result = await unplug(monitor, disk.names, timeout_s=timeout_s, report=report)
+    if not result.finished:
+        return result
+
+    def work(cancel: Cancel) -> None:
+        attachments.detach(host, disk, cancel=cancel)
+
+    step = Step(name=f"detach {disk.provider}/{disk.volume.name}", do=lambda: in_thread(work))
+    await carry_out(f"unplug {result.device}", [step], report=report)
+    return Unplugged(state=result.state, device=result.device, removed=result.removed, detached=True)
+
+
+async def remove_device(monitor: Monitor, device: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    """Remove a device that may or may not be there: the inverse of ``device_add``.
+
+    Raises HvextError when the guest does not let it go in time.
+    """
+    if not await has_device(monitor, device):
+        return
+    state = await _let_go(monitor, device, timeout_s)
+    if state is not UnplugState.UNPLUGGED:
+        raise HvextError(f"the guest has not let {device} go: {state}", hint="hvext unplug finishes it later")
+
+
+async def _let_go(monitor: Monitor, device: str, timeout_s: float) -> UnplugState:
+    """Ask the guest to let a device go and wait."""
+
+    def about_device(message: Mapping[str, Any]) -> bool:
+        # virtio-blk sends a first DEVICE_DELETED for its inner device, without an id.
+        return bool(message["data"].get("device") == device)
+
+    with monitor.events("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", matching=about_device) as events:
+        try:
+            await monitor.execute("device_del", {"id": device})
+        except CommandRefused as error:
+            if error.error_class == "DeviceNotFound":
+                return UnplugState.UNPLUGGED
+            if not any(words in error.description for words in _UNDER_WAY):
+                raise
+        return await _wait(monitor, events, device, timeout_s)
+
+
+async def _wait(monitor: Monitor, events: Events, device: str, timeout_s: float) -> UnplugState:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while True:
+        event = await events.get(max(0.0, min(_LOOK_S, deadline - loop.time())))
+        if event is not None:
+            rejected = event["event"] == "DEVICE_UNPLUG_GUEST_ERROR"
+            return UnplugState.REJECTED if rejected else UnplugState.UNPLUGGED
+        try:
+            if not await has_device(monitor, device):
+                return UnplugState.UNPLUGGED
+        except CommandTimeout:
+            return UnplugState.PENDING
+        if loop.time() >= deadline:
+            return UnplugState.PENDING

@@ -1,0 +1,88 @@
+"""Volumes without a guest: create, remove, grow, setinfo, snapshot, verify."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hvext.core.disk import Disk
+from hvext.core.provider import Action
+from hvext.core.volume import check_size_mib
+from hvext.errors import InputError
+from hvext.host.process import Cancel
+from hvext.host.provider import ProviderHost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grown:
+    """Whether a ``grow`` had anything to do."""
+
+    changed: bool
+    size_mib: int
+
+
+def create(host: ProviderHost, disk: Disk, size_mib: int) -> None:
+    """Create a volume of ``size_mib``."""
+    host.run(host.find(disk.provider), Action.CREATE, disk.volume, access=disk.access, size_mib=size_mib)
+
+
+def remove(host: ProviderHost, disk: Disk) -> None:
+    """Remove a volume with all its data."""
+    host.run(host.find(disk.provider), Action.REMOVE, disk.volume, access=disk.access)
+
+
+def grow(
+    host: ProviderHost, disk: Disk, *, old_size_mib: int, new_size_mib: int, cancel: Cancel | None = None
+) -> Grown:
+    """Grow a volume from ``old_size_mib`` to ``new_size_mib``; equal sizes are a no-op, a smaller one InputError."""
+    check_size_mib(old_size_mib, "old size")
+    check_size_mib(new_size_mib, "new size")
+    if new_size_mib < old_size_mib:
+        raise InputError(
+            f"volume {disk.volume.name!r} has {old_size_mib} MiB; it cannot be shrunk to {new_size_mib} MiB",
+            hint="volumes can only grow",
+        )
+    if new_size_mib == old_size_mib:
+        return Grown(changed=False, size_mib=new_size_mib)
+    host.run(
+        host.find(disk.provider),
+        Action.GROW,
+        disk.volume,
+        cancel=cancel,
+        access=disk.access,
+        size_mib=old_size_mib,
+        new_size_mib=new_size_mib,
+    )
+    return Grown(changed=True, size_mib=new_size_mib)
+
+
+def set_info(host: ProviderHost, disk: Disk, metadata: str) -> None:
+    """Store metadata with a volume; Ganeti stores ``originstname+<instance>``."""
+    host.run(host.find(disk.provider), Action.SETINFO, disk.volume, access=disk.access, metadata=metadata)
+
+
+def snapshot(host: ProviderHost, disk: Disk, name: str, size_mib: int) -> None:
+    """Take a snapshot ``name`` of a volume; raises ProviderError when the provider cannot."""
+    host.run(
+        host.find(disk.provider),
+        Action.SNAPSHOT,
+        disk.volume,
+        access=disk.access,
+        snapshot_name=name,
+        snapshot_size_mib=size_mib,
+    )
+
+
+def open_volume(host: ProviderHost, disk: Disk, *, exclusive: bool) -> bool:
+    """Open a volume for I/O; False when the provider has no ``open``, which is fine."""
+    run = host.run(host.find(disk.provider), Action.OPEN, disk.volume, access=disk.access, exclusive=exclusive)
+    return run is not None
+
+
+def close_volume(host: ProviderHost, disk: Disk) -> bool:
+    """Close a volume; False when the provider has no ``close``, which is fine."""
+    return host.run(host.find(disk.provider), Action.CLOSE, disk.volume, access=disk.access) is not None
+
+
+def verify(host: ProviderHost, disk: Disk) -> None:
+    """Have a provider check the parameters of a disk."""
+    host.run(host.find(disk.provider), Action.VERIFY, disk.volume, access=disk.access)
