@@ -1,0 +1,44 @@
+"""The command line.
+
+Results go to standard output, progress and errors to standard error. Exit status: 0 done, 1 failed, 2 the command or
+a value in it was wrong and nothing was tried.
+
+``hvext --help`` loads argparse and nothing else of weight; each command's module is loaded when it runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from hvext.cli.parser import build_parser
+from hvext.errors import HvextError, InputError
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    from hvext.cli.output import open_streams, print_error, stop_output
+
+    open_streams()
+    arguments = build_parser().parse_args(argv)
+    module, _, function = arguments.run.partition(":")
+    try:
+        status = getattr(importlib.import_module(f"hvext.cli.{module}"), function)(arguments)
+        sys.stdout.flush()
+    except HvextError as error:
+        print_error(error, as_json=getattr(arguments, "json", False))
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("hvext: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except OSError as error:
+        # Providers and QEMU raise errors of their own: what has no name is standard output.
+        stop_output()
+        if not isinstance(error, BrokenPipeError):
+            what = error.filename or "cannot write the result"
+            print_error(HvextError(f"{what}: {error.strerror}"), as_json=getattr(arguments, "json", False))
+        return 1
+    return int(status or 0)

@@ -1,0 +1,9 @@
+"""``python -m hvext.cli``."""
+
+from __future__ import annotations
+
+import sys
+
+from hvext.cli import main
+
+sys.exit(main())

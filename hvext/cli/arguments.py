@@ -1,0 +1,79 @@
+"""From command-line arguments to hvext's values."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from hvext.core.access import Access
+from hvext.core.disk import Disk, parse_uuid
+from hvext.core.options import DiskOptions
+from hvext.core.volume import Volume, derived_uuid
+from hvext.errors import InputError
+from hvext.host.provider import DEFAULT_SEARCH_PATH, DEFAULT_TIMEOUT_S, ProviderHost
+
+
+def provider_host(arguments: argparse.Namespace) -> ProviderHost:
+    """Return where and how the command runs providers."""
+    limits = pairs(arguments.action_timeout, "--action-timeout")
+    try:
+        timeouts_s = {action: float(seconds) for action, seconds in limits.items()}
+    except ValueError as error:
+        raise InputError(f"--action-timeout takes ACTION=SECONDS: {error}") from error
+    path = arguments.search_path
+    return ProviderHost(
+        search_path=tuple(folder for folder in path.split(":") if folder) if path else DEFAULT_SEARCH_PATH,
+        timeout_s=DEFAULT_TIMEOUT_S if arguments.timeout is None else arguments.timeout,
+        timeouts_s=timeouts_s,
+        log_directory=_log_directory(arguments.log_dir),
+        environment=pairs(arguments.env, "--env"),
+    )
+
+
+def _log_directory(wish: str | None) -> str | None:
+    if wish == "none":
+        return None
+    if wish:
+        return wish
+    return "/var/log/hvext" if os.geteuid() == 0 else str(Path.home() / ".local/state/hvext/log")
+
+
+def pairs(texts: Iterable[str], option: str) -> dict[str, str]:
+    """Return ``NAME=VALUE`` texts as a mapping; raises InputError."""
+    result = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"{option} takes NAME=VALUE; got {text!r}")
+        if name in result:
+            raise InputError(f"{option} {name} is given twice")
+        result[name] = value
+    return result
+
+
+def disk(arguments: argparse.Namespace) -> Disk:
+    """Return the disk that a command names by provider and volume."""
+    uuid = arguments.disk_uuid
+    return Disk(
+        provider=arguments.provider,
+        volume=Volume(
+            name=arguments.volume,
+            uuid=parse_uuid(uuid) if uuid else derived_uuid(arguments.provider, arguments.volume),
+            cname=arguments.cname,
+            parameters=pairs(arguments.parameter, "-p"),
+        ),
+        access=Access(arguments.access or Access.PREFER_USERSPACE),
+        options=options(arguments),
+    )
+
+
+def options(arguments: argparse.Namespace) -> DiskOptions:
+    """Return the disk options of ``-o``."""
+    return DiskOptions.from_mapping(pairs(getattr(arguments, "option", []), "-o"))
+
+
+def split_commas(text: str) -> list[str]:
+    """Return the parts of a comma-separated list in which a comma in a value is doubled."""
+    return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]

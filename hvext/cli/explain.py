@@ -1,0 +1,120 @@
+"""``hvext explain``: what would be done with an answer of ``attach``; nothing is done."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from hvext.cli.arguments import options
+from hvext.cli.output import print_json, print_warnings
+from hvext.core.access import Access, choose_access
+from hvext.core.answer import Attachment, check_block_path, parse_answer
+from hvext.core.command_line import blockdev_argv, drive_argv
+from hvext.core.disk import parse_uuid
+from hvext.core.domain_xml import disk_xml
+from hvext.core.identity import DiskNames
+from hvext.core.plan import plan_disk
+from hvext.core.volume import derived_uuid
+from hvext.errors import AccessError, InputError, RenderError
+
+_QEMU = "kvm"
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """Print what an attach answer offers, what is chosen and why, and all renderings of it."""
+    answer = _read(arguments.answer)
+    attachment = parse_answer(answer)
+    look = None
+    if not arguments.offline:
+        from hvext.host.files import file_kind, opened_as
+
+        look = opened_as
+        if attachment.block_path is not None:
+            check_block_path(attachment.block_path, file_kind(attachment.block_path))
+    result: dict[str, object] = {"attachment": _described(attachment)}
+    access = Access(arguments.access)
+    if arguments.hypervisor.lower() != _QEMU:
+        result["chosen"] = _for_other_hypervisor(attachment, access, arguments.hypervisor)
+        result |= {"blockdev": [], "objects": [], "device": None, "argv": [], "drive": [], "xml": None, "notes": []}
+    else:
+        choice = choose_access(attachment, access, look=look)
+        uuid = parse_uuid(arguments.disk_uuid) if arguments.disk_uuid else derived_uuid("explain", answer.decode())
+        result["chosen"] = choice.to_json()
+        location = choice.chosen.location
+        result |= _renderings(DiskNames(uuid), location, arguments)
+    if arguments.json:
+        print_json(result)
+    else:
+        _print_words(result, attachment)
+    return 0
+
+
+def _read(name: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {name}: {error.strerror}") from error
+
+
+def _described(attachment: Attachment) -> dict[str, object]:
+    return {
+        "block_path": attachment.block_path,
+        "uris": [{"hypervisor": line.hypervisor, "uri": line.uri} for line in attachment.uris],
+        "warnings": list(attachment.warnings),
+    }
+
+
+def _for_other_hypervisor(attachment: Attachment, access: Access, hypervisor: str) -> dict[str, str]:
+    """Choose for a hypervisor that is not QEMU: its URI is handed on as it is."""
+    uris = attachment.uris_for(hypervisor)
+    if access is not Access.KERNELSPACE and uris:
+        return {"access": "userspace", "uri": uris[0], "reason": f"the first URI for {hypervisor}, as it is"}
+    if access is not Access.USERSPACE and attachment.block_path:
+        return {"access": "kernelspace", "path": attachment.block_path, "reason": f"no URI for {hypervisor} is used"}
+    raise AccessError(f"the provider offers nothing for {hypervisor} with access={access}")
+
+
+def _renderings(names: DiskNames, location: object, arguments: argparse.Namespace) -> dict[str, object]:
+    from hvext.core.uri import Location
+
+    assert isinstance(location, Location)  # noqa: S101
+    plan = plan_disk(names, location, options(arguments))
+    notes = []
+    xml = None
+    try:
+        xml = disk_xml(plan)
+    except RenderError as error:
+        notes.append(str(error))
+    return {
+        "blockdev": list(plan.nodes),
+        "objects": list(plan.objects),
+        "device": plan.device,
+        "argv": blockdev_argv(plan),
+        "drive": drive_argv(plan),
+        "xml": xml,
+        "notes": notes,
+    }
+
+
+def _print_words(result: dict[str, object], attachment: Attachment) -> None:
+    print_warnings(attachment.warnings)
+    print(f"block path  {attachment.block_path or '(none)'}")
+    for line in attachment.uris:
+        print(f"uri         {line.hypervisor}: {line.uri}")
+    chosen = result["chosen"]
+    assert isinstance(chosen, dict)  # noqa: S101
+    print(f"chosen      {chosen['access']}: {chosen.get('uri') or chosen.get('path')}")
+    print(f"because     {chosen['reason']}")
+    for title, key in (("argv", "argv"), ("drive", "drive")):
+        words = result[key]
+        if isinstance(words, list) and words:
+            print(f"\n{title}:")
+            for option, value in zip(words[::2], words[1::2], strict=True):
+                print(f"  {option} {shlex.quote(value)}")
+    if result["xml"]:
+        print(f"\nlibvirt XML:\n{result['xml']}", end="")
+    notes = result["notes"]
+    if isinstance(notes, list):
+        print_warnings(notes)

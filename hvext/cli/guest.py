@@ -1,0 +1,146 @@
+"""The commands on disks of a running guest."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import cast
+
+from hvext.cli.arguments import disk, provider_host
+from hvext.cli.output import print_json, print_table, print_warnings, reporter, size_text
+from hvext.core.disk import parse_uuid
+from hvext.errors import DiskNotFound, InputError
+from hvext.host.provider import ProviderHost
+from hvext.host.qmp import CONNECT_TIMEOUT_S
+from hvext.operations import attachments
+from hvext.operations.unplug import Unplugged, UnplugState
+from hvext.operations.vm import Vm, open_vm
+
+
+def plug(arguments: argparse.Namespace) -> int:
+    """Attach and plug a disk."""
+    wished = disk(arguments)
+    with _vm(arguments, provider_host(arguments)) as vm:
+        result = vm.plug(wished)
+    if arguments.json:
+        print_json(result.to_json())
+        return 0
+    print_warnings(result.warnings)
+    word = "plugged" if result.changed else "unchanged"
+    access = f" {result.access}" if result.access else ""
+    print(f"{wished.volume.name}: {word} as {result.device},{access} {result.location}")
+    print(f"because {result.reason}")
+    return 0
+
+
+def unplug(arguments: argparse.Namespace) -> int:
+    """Unplug a disk; 1 when the guest has not let it go."""
+    wished = disk(arguments) if _names_volume(arguments) else None
+    uuid = wished.volume.uuid if wished else parse_uuid(arguments.disk_uuid)
+    with _vm(arguments, provider_host(arguments)) as vm:
+        if wished:
+            result = vm.unplug(wished, timeout_s=arguments.wait)
+        else:
+            result = vm.unplug_only(uuid, timeout_s=arguments.wait)
+    if arguments.json:
+        print_json(result.to_json())
+    else:
+        print(f"{result.device}: {result.state}" + (", volume detached" if result.detached else ""))
+    if not result.finished:
+        print(f"hvext: {_unfinished(result)}", file=sys.stderr)
+    return 0 if result.finished else 1
+
+
+def repoint(arguments: argparse.Namespace) -> int:
+    """Move a disk to another access."""
+    if (arguments.to is None) == (arguments.access is None):
+        raise InputError("repoint takes either --to LOCATION or --access ACCESS")
+    target = arguments.to
+    if _names_volume(arguments):
+        wished = disk(arguments)
+        uuid = wished.volume.uuid
+    else:
+        if target is None:
+            raise InputError("--access needs PROVIDER and VOLUME, to ask the provider what it offers")
+        uuid = parse_uuid(arguments.disk_uuid)
+    host = provider_host(arguments)
+    with _vm(arguments, host) as vm:
+        if target is None:
+            if uuid not in vm.disks():
+                raise DiskNotFound(f"the guest has no disk {uuid}", hint="hvext disks lists those it has")
+            target = attachments.offer(host, wished).choice.chosen.text
+        result = vm.repoint(uuid, target)
+    if arguments.json:
+        print_json(result.to_json())
+    elif result.changed:
+        print(f"{result.device}: moved from {result.before} to {result.after}")
+    else:
+        print(f"{result.device}: unchanged, it is at {result.after} already")
+    return 0
+
+
+def resize(arguments: argparse.Namespace) -> int:
+    """Grow a disk."""
+    wished = disk(arguments)
+    with _vm(arguments, provider_host(arguments)) as vm:
+        result = vm.resize(wished, arguments.new_size, old_size_mib=arguments.size)
+    if arguments.json:
+        print_json(result.to_json())
+    elif result.changed:
+        print(f"{result.device}: grown from {size_text(result.before_bytes)} to {size_text(result.after_bytes)}")
+    else:
+        print(f"{result.device}: unchanged, it has {size_text(result.after_bytes)} already")
+    return 0
+
+
+def disks(arguments: argparse.Namespace) -> int:
+    """List the guest's disks."""
+    with _vm(arguments, ProviderHost()) as vm:
+        found = [running.to_json() for running in vm.disks().values()]
+    if arguments.json:
+        print_json(found)
+        return 0
+    if not found:
+        print("the guest has no disks of hvext")
+        return 0
+    rows = [
+        [
+            str(row["uuid"]),
+            str(row["model"] or "(no device)"),
+            size_text(cast("int | None", row["size_bytes"])),
+            str(row["driver"] or "-"),
+            str(row["uri"] or row["filename"] or "-"),
+        ]
+        for row in found
+    ]
+    print_table(("DISK", "DEVICE", "SIZE", "DRIVER", "LOCATION"), rows)
+    return 0
+
+
+def _names_volume(arguments: argparse.Namespace) -> bool:
+    """Whether the disk is named by provider and volume (else by its uuid)."""
+    if arguments.provider is not None and arguments.volume is not None:
+        return True
+    if arguments.provider is not None or not arguments.disk_uuid:
+        raise InputError("name the disk by PROVIDER and VOLUME, or by --disk-uuid")
+    return False
+
+
+def _unfinished(result: Unplugged) -> str:
+    if result.state is UnplugState.REJECTED:
+        return f"the guest refused to let {result.device} go"
+    return (
+        f"the guest has not let {result.device} go yet; nothing was removed, and the volume stays attached\n"
+        "hint: run the same command again; a guest that never answers lets go when it is reset"
+    )
+
+
+@contextlib.contextmanager
+def _vm(arguments: argparse.Namespace, host: ProviderHost) -> Iterator[Vm]:
+    report = reporter(verbose=getattr(arguments, "verbose", False))
+    limit_s = arguments.qmp_timeout
+    greeting_s = min(limit_s, CONNECT_TIMEOUT_S)
+    with open_vm(arguments.qmp, host=host, timeout_s=limit_s, connect_timeout_s=greeting_s, report=report) as vm:
+        yield vm

@@ -1,0 +1,209 @@
+"""Every command with its arguments. Nothing is imported here that is not needed to print help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+_OPTIONS_HELP = "disk option; see 'disk options' below"
+_DISK_OPTIONS = """\
+disk options (-o KEY=VALUE, may be repeated):
+  device=virtio-blk-pci|scsi-hd   cache=none|writeback|writethrough|directsync|unsafe
+  aio=threads|native|io_uring     discard=ignore|unmap    detect_zeroes=off|on|unmap
+  werror=report|stop|enospc|ignore    rerror=report|stop|ignore
+  read_only=on|off    serial=TEXT    bootindex=N    iothread=ID|auto
+  bus=ID    addr=SLOT    scsi_id=N    lun=N
+  bps_total, bps_read, bps_write, iops_total, iops_read, iops_write=N,
+  each also as NAME_max and NAME_max_length; iops_size=N
+"""
+_Add = Callable[[argparse.ArgumentParser], None]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="hvext",
+        description="ExtStorage volumes as disks of KVM guests: through their userspace URIs, or their block devices.",
+        epilog="Each command has its own --help. Exit status: 0 done, 1 failed, 2 wrong command or value.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: str, text: str, *adds: _Add, epilog: str | None = None) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for add in adds:
+            add(sub)
+        sub.set_defaults(run=run)
+        return sub
+
+    command("providers", "providers:list_providers", "list the providers on the search path", _host, _json)
+    one = command("provider", "providers:show_provider", "show one provider, and what is wrong with it", _host, _json)
+    one.add_argument("provider", metavar="NAME")
+    _volume_commands(command)
+    _start_commands(command)
+    _guest_commands(command)
+    demo = command("demo", "demo:demo", "boot a guest, and plug, move, grow and unplug a disk under its writes", _json)
+    demo.add_argument("--guest", metavar="DIR", default="vm-images/out", help="the built guest (default: %(default)s)")
+    demo.add_argument("--device", choices=("virtio-blk-pci", "scsi-hd"), default="virtio-blk-pci")
+    demo.add_argument("--moves", type=int, default=10, metavar="N", help="moves under writes (default: %(default)s)")
+    demo.add_argument("--keep", metavar="DIR", help="keep logs and volume there instead of a temporary directory")
+    return parser
+
+
+def _volume_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    create = command("create", "volumes:create", "create a volume", _volume, _host, _json)
+    create.add_argument("--size", type=int, required=True, metavar="MIB")
+    command("remove", "volumes:remove", "remove a volume with all its data", _volume, _host, _json)
+    grow = command("grow", "volumes:grow", "grow a volume (of a running guest: see resize)", _volume, _host, _json)
+    grow.add_argument("--size", type=int, required=True, metavar="MIB", help="the size it has")
+    grow.add_argument("--new-size", type=int, required=True, metavar="MIB", help="the size it is to have")
+    attach = command("attach", "volumes:attach", "attach and open a volume on this host", _volume, _host, _json)
+    attach.add_argument("--shared", action="store_true", help="open it for shared access, as for migration")
+    command("detach", "volumes:detach", "close and detach a volume from this host", _volume, _host, _json)
+    open_ = command("open", "volumes:open_volume", "open an attached volume for I/O", _volume, _host, _json)
+    open_.add_argument("--shared", action="store_true", help="open it for shared access, as for migration")
+    command("close", "volumes:close_volume", "close a volume: no more I/O from this host", _volume, _host, _json)
+    info = command("setinfo", "volumes:set_info", "store metadata with a volume", _volume, _host, _json)
+    info.add_argument("--metadata", required=True, metavar="TEXT", help="Ganeti stores originstname+INSTANCE")
+    snapshot = command("snapshot", "volumes:snapshot", "take a snapshot of a volume", _volume, _host, _json)
+    snapshot.add_argument("--snapshot-name", required=True, metavar="NAME")
+    snapshot.add_argument("--snapshot-size", type=int, required=True, metavar="MIB")
+    verify = command("verify", "volumes:verify", "have a provider check parameters", _host, _json)
+    verify.add_argument("provider", metavar="PROVIDER")
+    _parameters(verify)
+
+
+def _start_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    args = command(
+        "args",
+        "start:args",
+        "attach the disks of an instance that starts, and print QEMU's arguments",
+        _host,
+        _json,
+        epilog="--disk takes provider=NAME,volume=NAME and, as wished, uuid=, cname=, access=, param.NAME= and disk\n"
+        "options; a comma in a value is doubled. Or a JSON object with the same keys.\n\n"
+        + _DISK_OPTIONS.replace("-o KEY=VALUE, may be repeated", "keys of --disk"),
+    )
+    args.add_argument("--disk", action="append", default=[], metavar="KEY=VALUE,…", help="a disk; may be repeated")
+    args.add_argument("--disks", metavar="FILE", help="a JSON list of disks ('-': standard input)")
+    args.add_argument("--shared", action="store_true", help="open the volumes for shared access, as for migration")
+    args.add_argument(
+        "--format", choices=("blockdev", "drive", "qmp", "xml"), default="blockdev", help="default: %(default)s"
+    )
+    explain = command(
+        "explain",
+        "explain:explain",
+        "read what attach printed, and say what would be done with it",
+        _json,
+        _options,
+        epilog=_DISK_OPTIONS,
+    )
+    explain.add_argument("answer", metavar="FILE", help="the output of an attach script ('-': standard input)")
+    explain.add_argument(
+        "--access", choices=("prefer-userspace", "userspace", "kernelspace"), default="prefer-userspace"
+    )
+    explain.add_argument("--hypervisor", default="kvm", metavar="NAME", help="default: %(default)s")
+    explain.add_argument("--disk-uuid", metavar="UUID", help="the disk's uuid (default: one derived from the answer)")
+    explain.add_argument("--offline", action="store_true", help="do not look whether the block device exists")
+
+
+def _guest_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command(
+        "plug", "guest:plug", "attach a volume and plug it into a running guest", _qmp, _volume, _options, _host, _json,
+        epilog=_DISK_OPTIONS,
+    )  # fmt: skip
+    unplug = command(
+        "unplug", "guest:unplug", "unplug a disk and detach its volume", _qmp, _optional_volume, _host, _json,
+        epilog="Without PROVIDER and VOLUME, --disk-uuid names the disk, and its volume stays attached.\n"
+        "A guest that does not let go leaves the disk pending (exit status 1); the same command finishes it later.",
+    )  # fmt: skip
+    unplug.add_argument("--wait", type=_seconds, metavar="S", default=15.0, help="for the guest (default: %(default)g)")
+    repoint = command(
+        "repoint", "guest:repoint", "move a disk of a running guest to another access to its volume",
+        _qmp, _optional_volume, _host, _json,
+        epilog="--to takes a URI or an absolute path. --access asks the provider again (its attach is idempotent).",
+    )  # fmt: skip
+    repoint.add_argument("--to", metavar="LOCATION", help="the URI or block device to move to")
+    resize = command(
+        "resize", "guest:resize", "grow a disk of a running guest, and its volume", _qmp, _volume, _host, _json
+    )
+    resize.add_argument("--new-size", type=int, required=True, metavar="MIB")
+    resize.add_argument("--size", type=int, metavar="MIB", help="the volume's size now (default: what the guest sees)")
+    command("disks", "guest:disks", "list hvext's disks of a running guest", _qmp, _json)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0; got {text!r}")
+    return seconds
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _host(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how providers are found and run")
+    group.add_argument("--search-path", metavar="DIR:DIR…", help="where to look for providers (default: Ganeti's path)")
+    group.add_argument("--timeout", type=_seconds, metavar="S", help="time limit of every script (default: 60)")
+    group.add_argument(
+        "--action-timeout", action="append", default=[], metavar="ACTION=S", help="time limit of one script"
+    )
+    group.add_argument("--log-dir", metavar="DIR", help="log files of the scripts ('none': keep none)")
+    group.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="more environment for the scripts"
+    )
+    _verbose(parser)
+
+
+def _verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
+
+
+def _parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="provider parameter (EXTP_NAME)"
+    )
+
+
+def _disk(parser: argparse.ArgumentParser) -> None:
+    _parameters(parser)
+    parser.add_argument("--disk-uuid", metavar="UUID", help="the disk's uuid (default: from provider and volume)")
+    parser.add_argument("--cname", metavar="NAME", help="the disk's name for people (VOL_CNAME)")
+    parser.add_argument("--access", choices=("prefer-userspace", "userspace", "kernelspace"), help="the wished access")
+
+
+def _volume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("provider", metavar="PROVIDER")
+    parser.add_argument("volume", metavar="VOLUME")
+    _disk(parser)
+
+
+def _optional_volume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("provider", metavar="PROVIDER", nargs="?")
+    parser.add_argument("volume", metavar="VOLUME", nargs="?")
+    _disk(parser)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--option", action="append", default=[], metavar="KEY=VALUE", help=_OPTIONS_HELP)
+
+
+def _qmp(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--qmp", required=True, metavar="SOCKET", help="the guest's QMP monitor: a path or HOST:PORT")
+    parser.add_argument(
+        "--qmp-timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="limit of one QMP command (default: %(default)g)",
+    )

@@ -1,0 +1,88 @@
+"""``hvext args``: the disks of an instance that is about to start."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from hvext.cli.arguments import provider_host, split_commas
+from hvext.cli.output import print_json, print_warnings
+from hvext.core.disk import Disk
+from hvext.errors import InputError
+from hvext.operations.start import Start, start_disks, stop_disks
+
+
+def args(arguments: argparse.Namespace) -> int:
+    """Attach all disks and print QEMU's arguments for them."""
+    host = provider_host(arguments)
+    disks = [parse_disk(text) for text in arguments.disk]
+    if arguments.disks:
+        disks += _from_file(arguments.disks)
+    if not disks:
+        raise InputError("no disks are given", hint="name them with --disk or --disks")
+    start = start_disks(host, disks, exclusive=not arguments.shared)
+    try:
+        for disk in start.disks:
+            print_warnings(disk.attached.attachment.warnings)
+        _print(start, arguments.format, as_json=arguments.json)
+        sys.stdout.flush()
+    except BaseException:
+        # Nobody has the arguments: nothing may stay attached.
+        print_warnings([f"NOT detached: {words}" for words in stop_disks(host, disks)])
+        raise
+    return 0
+
+
+def parse_disk(text: str) -> Disk:
+    """Return the disk of one ``--disk``: ``key=value,…`` with commas in values doubled, or a JSON object."""
+    if text.lstrip().startswith("{"):
+        return _from_json(text, "--disk")
+    values: dict[str, object] = {}
+    for part in split_commas(text):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"--disk takes KEY=VALUE,…; got {part!r}", hint="a comma in a value is doubled")
+        if key in values:
+            raise InputError(f"--disk has {key} twice")
+        values[key] = value
+    return Disk.from_mapping(values)
+
+
+def _from_json(text: str, where: str) -> Disk:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where} must be a JSON object")
+    return Disk.from_mapping(value)
+
+
+def _from_file(name: str) -> list[Disk]:
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        values = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read disks from {name}: {error}") from error
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise InputError(f"{name} must hold a JSON list of disks")
+    return [Disk.from_mapping(value) for value in values]
+
+
+def _print(start: Start, form: str, *, as_json: bool) -> None:
+    if form == "xml":
+        xml = start.xml()
+        print_json(xml) if as_json else print(xml, end="")
+    elif form == "qmp":
+        commands = start.commands()
+        if as_json:
+            print_json(commands)
+        else:
+            for command in commands:
+                print(json.dumps(command, ensure_ascii=False))
+    else:
+        argv = start.argv() if form == "blockdev" else start.drive_argv()
+        print_json(argv) if as_json else print(shlex.join(argv))

@@ -1,0 +1,104 @@
+"""The commands that run one action of a provider."""
+
+from __future__ import annotations
+
+import argparse
+
+from hvext.cli.arguments import disk, pairs, provider_host
+from hvext.cli.output import print_json, print_warnings
+from hvext.core.disk import Disk
+from hvext.core.volume import Volume, derived_uuid
+from hvext.operations import attachments, volumes
+
+
+def create(arguments: argparse.Namespace) -> int:
+    """Create a volume."""
+    volumes.create(provider_host(arguments), disk(arguments), arguments.size)
+    return _done(arguments, "created", size_mib=arguments.size)
+
+
+def remove(arguments: argparse.Namespace) -> int:
+    """Remove a volume."""
+    volumes.remove(provider_host(arguments), disk(arguments))
+    return _done(arguments, "removed")
+
+
+def grow(arguments: argparse.Namespace) -> int:
+    """Grow a volume."""
+    grown = volumes.grow(
+        provider_host(arguments), disk(arguments), old_size_mib=arguments.size, new_size_mib=arguments.new_size
+    )
+    word = "grown" if grown.changed else "unchanged: it has that size already"
+    return _done(arguments, word, size_mib=grown.size_mib, changed=grown.changed)
+
+
+def attach(arguments: argparse.Namespace) -> int:
+    """Attach and open a volume, and print what it offers."""
+    attached = attachments.attach(provider_host(arguments), disk(arguments), exclusive=not arguments.shared)
+    offer = attached.attachment
+    if arguments.json:
+        print_json(
+            {
+                "block_path": offer.block_path,
+                "uris": [{"hypervisor": line.hypervisor, "uri": line.uri} for line in offer.uris],
+                "warnings": list(offer.warnings),
+                "chosen": attached.choice.to_json(),
+            }
+        )
+        return 0
+    print_warnings(offer.warnings)
+    print(offer.block_path or "")
+    for line in offer.uris:
+        print(f"{line.hypervisor}:{line.uri}")
+    return 0
+
+
+def detach(arguments: argparse.Namespace) -> int:
+    """Close and detach a volume."""
+    attachments.detach(provider_host(arguments), disk(arguments))
+    return _done(arguments, "detached")
+
+
+def open_volume(arguments: argparse.Namespace) -> int:
+    """Open a volume."""
+    ran = volumes.open_volume(provider_host(arguments), disk(arguments), exclusive=not arguments.shared)
+    return _done(arguments, "opened" if ran else "open: nothing to do, the provider has no open script")
+
+
+def close_volume(arguments: argparse.Namespace) -> int:
+    """Close a volume."""
+    ran = volumes.close_volume(provider_host(arguments), disk(arguments))
+    return _done(arguments, "closed" if ran else "closed: nothing to do, the provider has no close script")
+
+
+def set_info(arguments: argparse.Namespace) -> int:
+    """Store metadata."""
+    volumes.set_info(provider_host(arguments), disk(arguments), arguments.metadata)
+    return _done(arguments, "metadata stored")
+
+
+def snapshot(arguments: argparse.Namespace) -> int:
+    """Take a snapshot."""
+    volumes.snapshot(provider_host(arguments), disk(arguments), arguments.snapshot_name, arguments.snapshot_size)
+    return _done(arguments, f"snapshot {arguments.snapshot_name} taken", snapshot=arguments.snapshot_name)
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Have a provider check parameters; its script is told of no volume."""
+    parameters = pairs(arguments.parameter, "-p")
+    volume = Volume(name="none", uuid=derived_uuid(arguments.provider, "none"), parameters=parameters)
+    volumes.verify(provider_host(arguments), Disk(provider=arguments.provider, volume=volume))
+    if arguments.json:
+        print_json({"provider": arguments.provider, "state": "verified"})
+    else:
+        print(f"{arguments.provider}: the parameters are good")
+    return 0
+
+
+def _done(arguments: argparse.Namespace, what: str, **values: object) -> int:
+    if arguments.json:
+        state = what.partition(":")[0]
+        print_json({"provider": arguments.provider, "volume": arguments.volume, "state": state, **values})
+    else:
+        print(f"{arguments.provider}/{arguments.volume}: {what}")
+    return 0
