@@ -24,12 +24,20 @@ if TYPE_CHECKING:
     from hvext.host.provider import ProviderHost as ProviderHost
     from hvext.operations.attachments import attach as attach
     from hvext.operations.attachments import detach as detach
+    from hvext.operations.attachments import offer as offer
     from hvext.operations.start import start_disks as start_disks
     from hvext.operations.start import stop_disks as stop_disks
     from hvext.operations.vm import AsyncVm as AsyncVm
     from hvext.operations.vm import Vm as Vm
     from hvext.operations.vm import open_vm as open_vm
     from hvext.operations.vm import open_vm_async as open_vm_async
+    from hvext.operations.volumes import close_volume as close_volume
+    from hvext.operations.volumes import create_volume as create_volume
+    from hvext.operations.volumes import grow_volume as grow_volume
+    from hvext.operations.volumes import open_volume as open_volume
+    from hvext.operations.volumes import remove_volume as remove_volume
+    from hvext.operations.volumes import set_volume_info as set_volume_info
+    from hvext.operations.volumes import snapshot_volume as snapshot_volume
 
 _HOMES = {
     "Access": "hvext.core.access",
@@ -46,6 +54,14 @@ _HOMES = {
     "choose_access": "hvext.core.access",
     "derived_uuid": "hvext.core.volume",
     "detach": "hvext.operations.attachments",
+    "create_volume": "hvext.operations.volumes",
+    "remove_volume": "hvext.operations.volumes",
+    "grow_volume": "hvext.operations.volumes",
+    "snapshot_volume": "hvext.operations.volumes",
+    "set_volume_info": "hvext.operations.volumes",
+    "open_volume": "hvext.operations.volumes",
+    "close_volume": "hvext.operations.volumes",
+    "offer": "hvext.operations.attachments",
     "open_vm": "hvext.operations.vm",
     "open_vm_async": "hvext.operations.vm",
     "parse_answer": "hvext.core.answer",

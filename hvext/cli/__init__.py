@@ -8,7 +8,9 @@ a value in it was wrong and nothing was tried.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hvext.cli.output import open_streams, print_error, stop_output
 
     open_streams()
+    _be_tidy_when_ended()
     arguments = build_parser().parse_args(argv)
     module, _, function = arguments.run.partition(":")
     try:
@@ -42,3 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_error(HvextError(f"{what}: {error.strerror}"), as_json=getattr(arguments, "json", False))
         return 1
     return int(status or 0)
+
+
+def _be_tidy_when_ended() -> None:
+    """Have SIGTERM and SIGHUP do what Ctrl-C does: scripts run in sessions of their own and would go on for ever."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Whoever ignores them (nohup) has a reason; in a thread that is not the main one, signals are the caller's.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            with contextlib.suppress(ValueError):
+                signal.signal(number, _interrupt)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    if not callable(signal.getsignal(signal.SIGINT)):
+        raise KeyboardInterrupt
+    # Inside an event loop that is not Python's own handler, but one that cancels.
+    signal.raise_signal(signal.SIGINT)

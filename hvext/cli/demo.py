@@ -200,12 +200,12 @@ def _volume(host: ProviderHost, folder: Path, device: str) -> Iterator[Disk]:
     )
     options = DiskOptions(device=DeviceModel(device), serial="hvext-demo")
     disk = Disk(provider="sample", volume=volume, access=Access.PREFER_USERSPACE, options=options)
-    volumes.create(host, disk, _SIZE_MIB)
+    volumes.create_volume(host, disk, _SIZE_MIB)
     try:
         yield disk
     finally:
         attachments.detach(host, disk)
-        volumes.remove(host, disk)
+        volumes.remove_volume(host, disk)
 
 
 @contextlib.contextmanager

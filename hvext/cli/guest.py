@@ -139,7 +139,7 @@ def _unfinished(result: Unplugged) -> str:
 
 @contextlib.contextmanager
 def _vm(arguments: argparse.Namespace, host: ProviderHost) -> Iterator[Vm]:
-    report = reporter(verbose=getattr(arguments, "verbose", False))
+    report = reporter(verbose=arguments.verbose)
     limit_s = arguments.qmp_timeout
     greeting_s = min(limit_s, CONNECT_TIMEOUT_S)
     with open_vm(arguments.qmp, host=host, timeout_s=limit_s, connect_timeout_s=greeting_s, report=report) as vm:

@@ -19,6 +19,22 @@ disk options (-o KEY=VALUE, may be repeated):
 _Add = Callable[[argparse.ArgumentParser], None]
 
 
+class _Version(argparse.Action):
+    """Print the installed version; looked up only when it is asked for."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        _namespace: argparse.Namespace,
+        _values: object,
+        _option_string: str | None = None,
+    ) -> None:
+        from importlib.metadata import version
+
+        print(f"hvext {version('hvext')}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
@@ -26,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="ExtStorage volumes as disks of KVM guests: through their userspace URIs, or their block devices.",
         epilog="Each command has its own --help. Exit status: 0 done, 1 failed, 2 wrong command or value.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: str, text: str, *adds: _Add, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -162,11 +179,6 @@ def _host(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="more environment for the scripts"
     )
-    _verbose(parser)
-
-
-def _verbose(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
 
 
 def _parameters(parser: argparse.ArgumentParser) -> None:
@@ -199,6 +211,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _qmp(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
     parser.add_argument("--qmp", required=True, metavar="SOCKET", help="the guest's QMP monitor: a path or HOST:PORT")
     parser.add_argument(
         "--qmp-timeout",

@@ -13,19 +13,19 @@ from hvext.operations import attachments, volumes
 
 def create(arguments: argparse.Namespace) -> int:
     """Create a volume."""
-    volumes.create(provider_host(arguments), disk(arguments), arguments.size)
+    volumes.create_volume(provider_host(arguments), disk(arguments), arguments.size)
     return _done(arguments, "created", size_mib=arguments.size)
 
 
 def remove(arguments: argparse.Namespace) -> int:
     """Remove a volume."""
-    volumes.remove(provider_host(arguments), disk(arguments))
+    volumes.remove_volume(provider_host(arguments), disk(arguments))
     return _done(arguments, "removed")
 
 
 def grow(arguments: argparse.Namespace) -> int:
     """Grow a volume."""
-    grown = volumes.grow(
+    grown = volumes.grow_volume(
         provider_host(arguments), disk(arguments), old_size_mib=arguments.size, new_size_mib=arguments.new_size
     )
     word = "grown" if grown.changed else "unchanged: it has that size already"
@@ -73,13 +73,13 @@ def close_volume(arguments: argparse.Namespace) -> int:
 
 def set_info(arguments: argparse.Namespace) -> int:
     """Store metadata."""
-    volumes.set_info(provider_host(arguments), disk(arguments), arguments.metadata)
+    volumes.set_volume_info(provider_host(arguments), disk(arguments), arguments.metadata)
     return _done(arguments, "metadata stored")
 
 
 def snapshot(arguments: argparse.Namespace) -> int:
     """Take a snapshot."""
-    volumes.snapshot(provider_host(arguments), disk(arguments), arguments.snapshot_name, arguments.snapshot_size)
+    volumes.snapshot_volume(provider_host(arguments), disk(arguments), arguments.snapshot_name, arguments.snapshot_size)
     return _done(arguments, f"snapshot {arguments.snapshot_name} taken", snapshot=arguments.snapshot_name)
 
 
@@ -87,7 +87,7 @@ def verify(arguments: argparse.Namespace) -> int:
     """Have a provider check parameters; its script is told of no volume."""
     parameters = pairs(arguments.parameter, "-p")
     volume = Volume(name="none", uuid=derived_uuid(arguments.provider, "none"), parameters=parameters)
-    volumes.verify(provider_host(arguments), Disk(provider=arguments.provider, volume=volume))
+    volumes.verify_parameters(provider_host(arguments), Disk(provider=arguments.provider, volume=volume))
     if arguments.json:
         print_json({"provider": arguments.provider, "state": "verified"})
     else:

@@ -85,7 +85,7 @@ def check_block_path(path: str, kind: FileKind) -> None:
 
 def _decoded_lines(stdout: bytes) -> list[str]:
     if len(stdout) > MAX_BYTES:
-        raise AnswerError(f"attach printed {len(stdout)} bytes; an answer has at most {MAX_BYTES}", hint=_STDERR)
+        raise AnswerError(f"attach printed a longer answer than is taken: at most {MAX_BYTES} bytes", hint=_STDERR)
     decoded = []
     start = 0
     for number, line in enumerate(_LINE_END.split(stdout), start=1):

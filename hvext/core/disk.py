@@ -71,6 +71,8 @@ def parse_uuid(text: str) -> uuid_module.UUID:
 
 
 def _text(value: object, key: str) -> str:
+    if value is None:
+        raise InputError(f"a disk needs {key}=")
     if not isinstance(value, str):
-        raise InputError(f"a disk needs {key} as text; got {value!r}")
+        raise InputError(f"a disk's {key} must be text; got {value!r}")
     return value

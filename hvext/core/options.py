@@ -256,7 +256,8 @@ class DiskOptions:
                 plain[name] = _CONVERTERS[name](name, value)
             else:
                 raise InputError(
-                    f"there is no disk option {quoted(key)}", hint=f"there are {', '.join(option_names())}"
+                    f"there is no disk option {quoted(key)}",
+                    hint=f"a provider's parameter is param.{key}; disk options are {', '.join(option_names())}",
                 )
         return cls(**plain, throttle=Throttle(**throttle), placement=Placement(**placement))
 

@@ -34,6 +34,11 @@ class DiskPlan:
         return self.nodes[-1]
 
 
+def controller_iothread(controller: str) -> str:
+    """Return the id of the iothread that is made together with a controller."""
+    return f"{controller}-iothread"
+
+
 def plan_disk(
     names: DiskNames,
     location: Location,
@@ -53,19 +58,19 @@ def plan_disk(
     if options.throttle.limits:
         objects.append({"qom-type": "throttle-group", "id": names.throttle_group, "limits": options.throttle.limits})
         nodes.append(throttle_node(options, names))
-    if options.iothread == "auto":
-        objects.append({"qom-type": "iothread", "id": names.iothread})
     scsi = options.device is DeviceModel.SCSI_HD
+    iothread = iothread_id(options, names)
+    if scsi and controller is not None and options.iothread == "auto":
+        # It outlives the disk, as the controller does that runs in it.
+        iothread = controller_iothread(controller)
+    if options.iothread == "auto":
+        objects.append({"qom-type": "iothread", "id": iothread})
     return DiskPlan(
         names=names,
         location=location,
         options=options,
         objects=tuple(objects),
         nodes=tuple(nodes),
-        controller=(
-            scsi_controller(controller, iothread=iothread_id(options, names))
-            if scsi and controller is not None
-            else None
-        ),
+        controller=(scsi_controller(controller, iothread=iothread) if scsi and controller is not None else None),
         device=guest_device(options, names, str(nodes[-1]["node-name"])),
     )

@@ -273,7 +273,9 @@ def _start_error(provider: Provider, error: HvextError) -> ProviderError:
 def _script_error(
     provider: Provider, action: Action, volume: Volume, result: process.Finished, limit_s: float, log: str
 ) -> ProviderError:
-    what = f"{action!s} of provider {provider.name!r} for volume {volume.name!r}"
+    what = f"{action!s} of provider {provider.name!r}"
+    if action is not Action.VERIFY:
+        what += f" for volume {volume.name!r}"
     words = "".join(
         f"; last lines of {name}: {lines}"
         for name, lines in (("stderr", _last_lines(result.stderr)), ("stdout", _last_lines(result.stdout)))

@@ -185,4 +185,4 @@ def _words(error: BaseException) -> str:
         seen = seen.exc
     if isinstance(seen, OSError) and seen.strerror:
         return seen.strerror
-    return str(seen) or type(seen).__name__
+    return " ".join(str(seen).split()) or type(seen).__name__

@@ -13,7 +13,7 @@ from hvext.core.access import Choice, choose_access
 from hvext.core.answer import Attachment
 from hvext.core.disk import Disk
 from hvext.core.provider import Action, Provider
-from hvext.errors import AnswerError, HvextError, OperationFailed, ScriptTimeout
+from hvext.errors import AnswerError, HvextError, OperationFailed, ProviderError, ScriptTimeout
 from hvext.host.files import opened_as
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
@@ -41,13 +41,13 @@ def attach(host: ProviderHost, disk: Disk, *, exclusive: bool = True, cancel: Ca
         attachment = host.attach(provider, disk.volume, cancel=cancel, access=disk.access)
     except BaseException as error:
         if not _refused(error):
-            _let_go_after(error, host, disk, provider)
+            _let_go_after(error, host, disk)
         raise
     try:
         choice = choose_access(attachment, disk.access, look=opened_as)
         host.run(provider, Action.OPEN, disk.volume, cancel=cancel, access=disk.access, exclusive=exclusive)
     except BaseException as error:
-        _let_go_after(error, host, disk, provider)
+        _let_go_after(error, host, disk)
         raise
     return Attached(disk=disk, provider=provider, attachment=attachment, choice=choice)
 
@@ -64,9 +64,14 @@ def offer(host: ProviderHost, disk: Disk) -> Attached:
 
 
 def detach(host: ProviderHost, disk: Disk, *, cancel: Cancel | None = None) -> None:
-    """Close and detach a disk's volume; may be repeated. Only call it when nothing uses the volume any more."""
+    """Close and detach a disk's volume; may be repeated. Only call it when nothing uses the volume any more.
+
+    What ``close`` says does not count once ``detach`` has succeeded: that undoes everything, and the volume may never
+    have been opened, or be gone.
+    """
     provider = host.find(disk.provider)
-    host.run(provider, Action.CLOSE, disk.volume, cancel=cancel, access=disk.access)
+    with contextlib.suppress(ProviderError):
+        host.run(provider, Action.CLOSE, disk.volume, cancel=cancel, access=disk.access)
     host.run(provider, Action.DETACH, disk.volume, cancel=cancel, access=disk.access)
 
 
@@ -145,13 +150,10 @@ def _refused(error: BaseException) -> bool:
     return isinstance(error, HvextError) and not isinstance(error, AnswerError | ScriptTimeout)
 
 
-def _let_go_after(error: BaseException, host: ProviderHost, disk: Disk, provider: Provider) -> None:
+def _let_go_after(error: BaseException, host: ProviderHost, disk: Disk) -> None:
     """Close and detach after ``error``; raises OperationFailed when that fails."""
-    with contextlib.suppress(HvextError):
-        # The volume may never have been opened, and a provider may say so.
-        host.run(provider, Action.CLOSE, disk.volume, access=disk.access)
     try:
-        host.run(provider, Action.DETACH, disk.volume, access=disk.access)
+        detach(host, disk)
     except HvextError as second:
         first = error.message if isinstance(error, HvextError) else type(error).__name__
         raise OperationFailed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid as uuid_module
+from typing import cast
 
 from hvext.core.identity import DiskNames
 from hvext.core.running import RunningDisk, parse_running
@@ -17,6 +18,7 @@ from hvext.core.topology import (
     linked_children,
     typed_children,
 )
+from hvext.errors import CommandRefused
 from hvext.host.qmp import Monitor
 
 _PERIPHERAL = "/machine/peripheral"
@@ -28,8 +30,8 @@ async def running_disks(monitor: Monitor) -> dict[uuid_module.UUID, RunningDisk]
     """Return hvext's disks of the guest by uuid, whole or in pieces."""
     nodes, peripherals, objects = await asyncio.gather(
         monitor.execute("query-named-block-nodes", {"flat": True}),
-        monitor.execute("qom-list", {"path": _PERIPHERAL}),
-        monitor.execute("qom-list", {"path": "/objects"}),
+        _listing(monitor, _PERIPHERAL),
+        _listing(monitor, "/objects"),
     )
     return parse_running(nodes, typed_children(peripherals), typed_children(objects))
 
@@ -42,7 +44,17 @@ async def running_disk(monitor: Monitor, names: DiskNames) -> RunningDisk:
 
 async def has_device(monitor: Monitor, device: str) -> bool:
     """Return whether the guest still has a device with this id."""
-    return device in typed_children(await monitor.execute("qom-list", {"path": _PERIPHERAL}))
+    return device in typed_children(await _listing(monitor, _PERIPHERAL))
+
+
+async def _listing(monitor: Monitor, path: str) -> list[dict[str, object]]:
+    """Return what is at a path of QEMU's object tree; nothing where it does not exist (QEMU makes some when needed)."""
+    try:
+        return cast("list[dict[str, object]]", await monitor.execute("qom-list", {"path": path}))
+    except CommandRefused as error:
+        if error.error_class == "DeviceNotFound":
+            return []
+        raise
 
 
 async def topology(monitor: Monitor) -> Topology:

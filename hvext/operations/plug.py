@@ -12,7 +12,7 @@ from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.running import RunningDisk
 from hvext.core.topology import place_disk
 from hvext.core.uri import FileLocation, Opened
-from hvext.errors import CommandRefused, InputError, PlugError
+from hvext.errors import CommandRefused, InputError, PlugError, QemuError
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
@@ -152,9 +152,9 @@ class _Plug:
             try:
                 await add_node(self._monitor, node)
             except CommandRefused as error:
-                if candidate is last or not _about_storage(error):
-                    raise
                 self._passed_over.append(f"{candidate.text}: {error.description}")
+                if candidate is last or not _about_storage(error):
+                    raise QemuError(f"QEMU opens none of the candidates: {'; '.join(self._passed_over)}") from error
             else:
                 return
 

@@ -20,7 +20,7 @@ from hvext.core.identity import DiskNames, ProtocolName
 from hvext.core.node import protocol_node_of, raw_node_of
 from hvext.core.running import Node, RunningDisk
 from hvext.core.uri import Location
-from hvext.errors import CommandRefused, DiskNotFound, RepointRefused
+from hvext.errors import CommandRefused, DiskNotFound, QemuError, RepointRefused
 from hvext.host.qmp import Monitor
 from hvext.operations.inspect import running_disk
 from hvext.operations.nodes import add_node, delete_node
@@ -147,7 +147,9 @@ async def exchange(
 
     async def compare() -> None:
         found = await running_disk(monitor, names)
-        size = next(node.size_bytes for node in found.protocols if node.name == new_name)
+        size = next((node.size_bytes for node in found.protocols if node.name == new_name), None)
+        if size is None:
+            raise QemuError(f"node {new_name} is gone again")
         if size != root.size_bytes if exact_size else size < root.size_bytes:
             raise RepointRefused(
                 f"{location.filename} has {size} bytes, the disk has {root.size_bytes}",

@@ -21,7 +21,7 @@ from hvext.operations.inspect import running_disk
 from hvext.operations.repoint import exchange, movable
 from hvext.operations.steps import Report, Step, carry_out, silent
 from hvext.operations.threads import in_thread
-from hvext.operations.volumes import Grown, grow
+from hvext.operations.volumes import Grown, grow_volume
 
 MIB = 1 << 20
 
@@ -75,15 +75,15 @@ async def resize(
         raise InputError(f"the disk has {before} bytes; {new_size_mib} MiB would shrink it", hint="disks can only grow")
     grown: Grown | None = None
 
-    async def grow_volume() -> None:
+    async def grow() -> None:
         nonlocal grown
 
         def work(cancel: Cancel) -> Grown:
-            return grow(host, disk, old_size_mib=old_mib, new_size_mib=new_size_mib, cancel=cancel)
+            return grow_volume(host, disk, old_size_mib=old_mib, new_size_mib=new_size_mib, cancel=cancel)
 
         grown = await in_thread(work)
 
-    steps = [Step(name=f"grow {disk.provider}/{disk.volume.name} to {new_size_mib} MiB", do=grow_volume)]
+    steps = [Step(name=f"grow {disk.provider}/{disk.volume.name} to {new_size_mib} MiB", do=grow)]
     await carry_out(f"resize disk {disk.names.uuid}", steps, report=report)
     await show_size(monitor, disk.names, new_size_mib * MIB, report=report)
     return Resized(

@@ -8,11 +8,10 @@ from typing import cast
 
 from hvext.core.command_line import blockdev_argv, drive_argv
 from hvext.core.commands import plug_commands
-from hvext.core.device import iothread_id
 from hvext.core.disk import Disk
 from hvext.core.domain_xml import disk_xml
 from hvext.core.options import DeviceModel
-from hvext.core.plan import DiskPlan, plan_disk
+from hvext.core.plan import DiskPlan, controller_iothread, plan_disk
 from hvext.core.topology import Controller, Topology, place_disk
 from hvext.errors import InputError
 from hvext.host.provider import ProviderHost
@@ -95,7 +94,7 @@ def start_disks(host: ProviderHost, disks: Sequence[Disk], *, exclusive: bool = 
     """Attach all disks side by side and plan them as a hot-plug would.
 
     SCSI disks that name no controller share one, ``scsi0``, which the arguments make; with ``iothread=auto`` it gets
-    the first such disk's. When anything fails, all volumes are let go again. Raises OperationFailed, and InputError
+    an iothread of its own. When anything fails, all volumes are let go again. Raises OperationFailed, and InputError
     before anything is attached.
     """
     sharing = [disk for disk in disks if _is_scsi(disk) and disk.options.placement.bus is None]
@@ -157,7 +156,7 @@ def _check_named(disk: Disk, sharing: Sequence[Disk]) -> None:
 
 
 def _check_iothread(disk: Disk, first: Disk) -> None:
-    if disk.options.iothread not in (first.options.iothread, iothread_id(first.options, first.names)):
+    if disk.options.iothread != first.options.iothread:
         raise InputError(
             f"disk {disk.volume.name!r} wants another iothread than the SCSI controller {CONTROLLER!r} has",
             hint="SCSI disks share their controller's iothread; name one controller per iothread with bus=",
@@ -174,7 +173,7 @@ def _on_controller(disk: Disk, first: Disk, taken: set[tuple[int, int]]) -> Disk
         taken.add((cast("int", place.scsi_id), cast("int", place.lun)))
     options = replace(disk.options, placement=replace(place, bus=CONTROLLER))
     if disk is not first and options.iothread == "auto":
-        options = replace(options, iothread=first.names.iothread)
+        options = replace(options, iothread=controller_iothread(CONTROLLER))
     return replace(disk, options=options)
 
 

@@ -20,17 +20,17 @@ class Grown:
     size_mib: int
 
 
-def create(host: ProviderHost, disk: Disk, size_mib: int) -> None:
+def create_volume(host: ProviderHost, disk: Disk, size_mib: int) -> None:
     """Create a volume of ``size_mib``."""
     host.run(host.find(disk.provider), Action.CREATE, disk.volume, access=disk.access, size_mib=size_mib)
 
 
-def remove(host: ProviderHost, disk: Disk) -> None:
+def remove_volume(host: ProviderHost, disk: Disk) -> None:
     """Remove a volume with all its data."""
     host.run(host.find(disk.provider), Action.REMOVE, disk.volume, access=disk.access)
 
 
-def grow(
+def grow_volume(
     host: ProviderHost, disk: Disk, *, old_size_mib: int, new_size_mib: int, cancel: Cancel | None = None
 ) -> Grown:
     """Grow a volume from ``old_size_mib`` to ``new_size_mib``; equal sizes are a no-op, a smaller one InputError."""
@@ -55,12 +55,12 @@ def grow(
     return Grown(changed=True, size_mib=new_size_mib)
 
 
-def set_info(host: ProviderHost, disk: Disk, metadata: str) -> None:
+def set_volume_info(host: ProviderHost, disk: Disk, metadata: str) -> None:
     """Store metadata with a volume; Ganeti stores ``originstname+<instance>``."""
     host.run(host.find(disk.provider), Action.SETINFO, disk.volume, access=disk.access, metadata=metadata)
 
 
-def snapshot(host: ProviderHost, disk: Disk, name: str, size_mib: int) -> None:
+def snapshot_volume(host: ProviderHost, disk: Disk, name: str, size_mib: int) -> None:
     """Take a snapshot ``name`` of a volume; raises ProviderError when the provider cannot."""
     host.run(
         host.find(disk.provider),
@@ -83,6 +83,6 @@ def close_volume(host: ProviderHost, disk: Disk) -> bool:
     return host.run(host.find(disk.provider), Action.CLOSE, disk.volume, access=disk.access) is not None
 
 
-def verify(host: ProviderHost, disk: Disk) -> None:
+def verify_parameters(host: ProviderHost, disk: Disk) -> None:
     """Have a provider check the parameters of a disk."""
     host.run(host.find(disk.provider), Action.VERIFY, disk.volume, access=disk.access)
