@@ -162,7 +162,7 @@ def create(storage: Storage) -> Callable[..., Disk]:
 
     def make(name: str = "vol", *, size_mib: int = 64, **options: Any) -> Disk:
         disk = storage.disk(name, **options)
-        volumes.create(storage.host, disk, size_mib)
+        volumes.create_volume(storage.host, disk, size_mib)
         return disk
 
     return make

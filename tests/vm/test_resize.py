@@ -87,7 +87,7 @@ def test_a_resize_that_was_interrupted_after_the_volume_grew_is_finished_by_repe
     with open_vm(str(guest.machine.qmp_path), host=storage.host) as vm:
         vm.plug(disk)
         name = wait_for_disk(guest.console)
-        volumes.grow(storage.host, disk, old_size_mib=64, new_size_mib=96)
+        volumes.grow_volume(storage.host, disk, old_size_mib=64, new_size_mib=96)
         assert vm.resize(disk, 96).changed
         wait_for_bytes(guest.console, name, 96 * MIB)
         vm.unplug(disk)
