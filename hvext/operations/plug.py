@@ -68,11 +68,16 @@ async def plug(monitor: Monitor, host: ProviderHost, disk: Disk, *, report: Repo
 
 
 def _already(running: RunningDisk) -> Plugged:
+    if running.root is None:
+        raise PlugError(
+            f"the guest has a device {running.device!r} that is not this disk: there is no node {running.names.root!r}",
+            hint="unplug that device, or give the disk another uuid",
+        )
     node = running.protocol
     return Plugged(
         changed=False,
         device=str(running.device),
-        node=running.root.name if running.root else "",
+        node=running.root.name,
         access="",
         location=node.filename if node else "",
         reason="the guest has this disk already",

@@ -140,6 +140,22 @@ def test_somebody_elses_node_of_the_same_name_is_left_alone(
     assert state_of(vm_machine, storage.folder) == before
 
 
+def test_a_foreign_device_with_the_disks_id_is_not_taken_for_it(
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
+) -> None:
+    vm_machine = machine(start_paused=True, scsi_controllers=1)
+    disk = create()
+    on_debug_monitor(vm_machine, "blockdev-add", driver="null-co", node_name="foreign", read_zeroes=True)
+    on_debug_monitor(vm_machine, "device_add", driver="scsi-hd", id=disk.names.device, drive="foreign", bus="scsi0.0")
+    before = state_of(vm_machine, storage.folder)
+    with (
+        open_vm(str(vm_machine.qmp_path), host=storage.host) as vm,
+        pytest.raises(PlugError, match="is not this disk"),
+    ):
+        vm.plug(disk)
+    assert state_of(vm_machine, storage.folder) == before
+
+
 def test_no_free_slot_is_an_error_before_anything_is_changed(
     machine: MachineFactory, storage: Storage, create: Callable[..., Disk], tmp_path: Path
 ) -> None:
