@@ -11,22 +11,59 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hvext.core.access import Access as Access
+    from hvext.core.access import Choice as Choice
     from hvext.core.access import choose_access as choose_access
+    from hvext.core.answer import Attachment as Attachment
     from hvext.core.answer import parse_answer as parse_answer
     from hvext.core.disk import Disk as Disk
+    from hvext.core.options import Aio as Aio
+    from hvext.core.options import Cache as Cache
+    from hvext.core.options import DetectZeroes as DetectZeroes
+    from hvext.core.options import DeviceModel as DeviceModel
+    from hvext.core.options import Discard as Discard
     from hvext.core.options import DiskOptions as DiskOptions
+    from hvext.core.options import ErrorPolicy as ErrorPolicy
     from hvext.core.options import Placement as Placement
     from hvext.core.options import Throttle as Throttle
+    from hvext.core.running import RunningDisk as RunningDisk
+    from hvext.core.uri import FileLocation as FileLocation
+    from hvext.core.uri import Location as Location
     from hvext.core.uri import parse_uri as parse_uri
     from hvext.core.volume import Volume as Volume
     from hvext.core.volume import derived_uuid as derived_uuid
+    from hvext.errors import AccessError as AccessError
+    from hvext.errors import AnswerError as AnswerError
+    from hvext.errors import CommandRefused as CommandRefused
+    from hvext.errors import CommandTimeout as CommandTimeout
+    from hvext.errors import DiskNotFound as DiskNotFound
     from hvext.errors import HvextError as HvextError
+    from hvext.errors import InputError as InputError
+    from hvext.errors import LocationError as LocationError
+    from hvext.errors import MonitorError as MonitorError
+    from hvext.errors import OperationFailed as OperationFailed
+    from hvext.errors import PlugError as PlugError
+    from hvext.errors import ProviderError as ProviderError
+    from hvext.errors import ProviderInvalid as ProviderInvalid
+    from hvext.errors import ProviderNotFound as ProviderNotFound
+    from hvext.errors import QemuError as QemuError
+    from hvext.errors import RenderError as RenderError
+    from hvext.errors import RepointRefused as RepointRefused
+    from hvext.errors import ScriptFailed as ScriptFailed
+    from hvext.errors import ScriptTimeout as ScriptTimeout
+    from hvext.errors import UnsupportedLocation as UnsupportedLocation
     from hvext.host.provider import ProviderHost as ProviderHost
+    from hvext.operations.attachments import Attached as Attached
     from hvext.operations.attachments import attach as attach
     from hvext.operations.attachments import detach as detach
     from hvext.operations.attachments import offer as offer
+    from hvext.operations.plug import Plugged as Plugged
+    from hvext.operations.repoint import Repointed as Repointed
+    from hvext.operations.resize import Resized as Resized
+    from hvext.operations.start import Start as Start
     from hvext.operations.start import start_disks as start_disks
     from hvext.operations.start import stop_disks as stop_disks
+    from hvext.operations.unplug import Unplugged as Unplugged
+    from hvext.operations.unplug import UnplugState as UnplugState
     from hvext.operations.vm import AsyncVm as AsyncVm
     from hvext.operations.vm import Vm as Vm
     from hvext.operations.vm import open_vm as open_vm
@@ -38,36 +75,75 @@ if TYPE_CHECKING:
     from hvext.operations.volumes import remove_volume as remove_volume
     from hvext.operations.volumes import set_volume_info as set_volume_info
     from hvext.operations.volumes import snapshot_volume as snapshot_volume
+    from hvext.operations.volumes import verify_parameters as verify_parameters
 
 _HOMES = {
     "Access": "hvext.core.access",
+    "AccessError": "hvext.errors",
+    "Aio": "hvext.core.options",
+    "AnswerError": "hvext.errors",
     "AsyncVm": "hvext.operations.vm",
+    "Attached": "hvext.operations.attachments",
+    "Attachment": "hvext.core.answer",
+    "Cache": "hvext.core.options",
+    "Choice": "hvext.core.access",
+    "CommandRefused": "hvext.errors",
+    "CommandTimeout": "hvext.errors",
+    "DetectZeroes": "hvext.core.options",
+    "DeviceModel": "hvext.core.options",
+    "Discard": "hvext.core.options",
     "Disk": "hvext.core.disk",
+    "DiskNotFound": "hvext.errors",
     "DiskOptions": "hvext.core.options",
+    "ErrorPolicy": "hvext.core.options",
+    "FileLocation": "hvext.core.uri",
     "HvextError": "hvext.errors",
+    "InputError": "hvext.errors",
+    "Location": "hvext.core.uri",
+    "LocationError": "hvext.errors",
+    "MonitorError": "hvext.errors",
+    "OperationFailed": "hvext.errors",
     "Placement": "hvext.core.options",
+    "PlugError": "hvext.errors",
+    "Plugged": "hvext.operations.plug",
+    "ProviderError": "hvext.errors",
     "ProviderHost": "hvext.host.provider",
+    "ProviderInvalid": "hvext.errors",
+    "ProviderNotFound": "hvext.errors",
+    "QemuError": "hvext.errors",
+    "RenderError": "hvext.errors",
+    "RepointRefused": "hvext.errors",
+    "Repointed": "hvext.operations.repoint",
+    "Resized": "hvext.operations.resize",
+    "RunningDisk": "hvext.core.running",
+    "ScriptFailed": "hvext.errors",
+    "ScriptTimeout": "hvext.errors",
+    "Start": "hvext.operations.start",
     "Throttle": "hvext.core.options",
+    "UnplugState": "hvext.operations.unplug",
+    "Unplugged": "hvext.operations.unplug",
+    "UnsupportedLocation": "hvext.errors",
     "Vm": "hvext.operations.vm",
     "Volume": "hvext.core.volume",
     "attach": "hvext.operations.attachments",
     "choose_access": "hvext.core.access",
+    "close_volume": "hvext.operations.volumes",
+    "create_volume": "hvext.operations.volumes",
     "derived_uuid": "hvext.core.volume",
     "detach": "hvext.operations.attachments",
-    "create_volume": "hvext.operations.volumes",
-    "remove_volume": "hvext.operations.volumes",
     "grow_volume": "hvext.operations.volumes",
-    "snapshot_volume": "hvext.operations.volumes",
-    "set_volume_info": "hvext.operations.volumes",
-    "open_volume": "hvext.operations.volumes",
-    "close_volume": "hvext.operations.volumes",
     "offer": "hvext.operations.attachments",
     "open_vm": "hvext.operations.vm",
     "open_vm_async": "hvext.operations.vm",
+    "open_volume": "hvext.operations.volumes",
     "parse_answer": "hvext.core.answer",
     "parse_uri": "hvext.core.uri",
+    "remove_volume": "hvext.operations.volumes",
+    "set_volume_info": "hvext.operations.volumes",
+    "snapshot_volume": "hvext.operations.volumes",
     "start_disks": "hvext.operations.start",
     "stop_disks": "hvext.operations.start",
+    "verify_parameters": "hvext.operations.volumes",
 }
 __all__ = sorted(_HOMES)
 

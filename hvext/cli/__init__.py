@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error(error, as_json=getattr(arguments, "json", False))
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
-        print("hvext: interrupted", file=sys.stderr)
+        print_error(HvextError("interrupted"), as_json=getattr(arguments, "json", False))
         return _INTERRUPTED
     except OSError as error:
         # Providers and QEMU raise errors of their own: what has no name is standard output.

@@ -56,13 +56,14 @@ def pairs(texts: Iterable[str], option: str) -> dict[str, str]:
 def disk(arguments: argparse.Namespace) -> Disk:
     """Return the disk that a command names by provider and volume."""
     uuid = arguments.disk_uuid
+    parameters = pairs(arguments.parameter, "-p")
     return Disk(
         provider=arguments.provider,
         volume=Volume(
             name=arguments.volume,
-            uuid=parse_uuid(uuid) if uuid else derived_uuid(arguments.provider, arguments.volume),
+            uuid=parse_uuid(uuid) if uuid else derived_uuid(arguments.provider, arguments.volume, parameters),
             cname=arguments.cname,
-            parameters=pairs(arguments.parameter, "-p"),
+            parameters=parameters,
         ),
         access=Access(arguments.access or Access.PREFER_USERSPACE),
         options=options(arguments),

@@ -23,8 +23,8 @@ from hvext.core.disk import Disk
 from hvext.core.options import DeviceModel, DiskOptions
 from hvext.core.stamp import StampReport, check_blocks
 from hvext.core.volume import Volume, derived_uuid
-from hvext.errors import HvextError, ProgramError
-from hvext.host.guest import Console, Writer
+from hvext.errors import HvextError, InputError, ProgramError
+from hvext.host.guest import Console, Writer, WriterVerdict
 from hvext.host.machine import GuestImage, MachineOptions, probe_acceleration, start_machine
 from hvext.host.provider import ProviderHost
 from hvext.operations import attachments, volumes
@@ -73,17 +73,24 @@ class _Table:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Run the demo; 0 when every byte is where it belongs."""
-    image = GuestImage.find(Path(arguments.guest))
+    if arguments.moves < 0:
+        raise InputError(f"--moves must be at least 0; got {arguments.moves}")
+    try:
+        image = GuestImage.find(Path(arguments.guest))
+    except ProgramError as error:
+        error.hint = "build it with vm-images/build, and name its folder with --guest"
+        raise
     table = _Table(arguments.json)
     table.head()
     with _folder(arguments.keep) as folder:
         accel = table.step("find out how guests run here", lambda: probe_acceleration(image), str)
         options = MachineOptions(name="demo", accel=accel, root_ports=4, scsi_controllers=1)
-        with start_machine(options, image, folder) as machine:
+        host = ProviderHost(log_directory=str(folder / "log"))
+        # The volume goes last: a guest that still has it when something failed has ended by then.
+        with _volume(host, folder, arguments.device) as disk, start_machine(options, image, folder) as machine:
             console = Console(machine.command_path, machine.console_log, alive=lambda: machine.alive)
             table.step("boot a guest", lambda: console.wait_ready(_BOOT_S), lambda s: f"{s:.1f} s of guest time")
-            host = ProviderHost(log_directory=str(folder / "log"))
-            with _volume(host, folder, arguments.device) as disk, open_vm(str(machine.qmp_path), host=host) as vm:
+            with open_vm(str(machine.qmp_path), host=host) as vm:
                 _run(table, vm, host, disk, console, arguments.moves)
     if arguments.json:
         print_json(table.rows)
@@ -100,39 +107,35 @@ def _run(table: _Table, vm: Vm, host: ProviderHost, disk: Disk, console: Console
         raise HvextError("the volume has no block path to move to")
     writer = Writer(console, device)
     uuid = disk.volume.uuid
-    try:
-        table.step("guest writes (4 threads, O_DIRECT)", lambda: writer.start(blocks=_BLOCKS), lambda _: "started")
-        table.step("1 s of writes without moves", lambda: _window(writer), lambda us: f"largest latency {us} µs")
-        table.step("move to the block path", lambda: vm.repoint(uuid, path), lambda r: r.after)
-        table.step("move back to the URI", lambda: vm.repoint(uuid, plugged.location), lambda r: r.after)
+    table.step("guest writes (4 threads, O_DIRECT)", lambda: writer.start(blocks=_BLOCKS), lambda _: "started")
+    table.step("1 s of writes without moves", lambda: _window(writer), lambda us: f"largest latency {us} µs")
+    table.step("move to the block path", lambda: vm.repoint(uuid, path), lambda r: r.after)
+    table.step("move back to the URI", lambda: vm.repoint(uuid, plugged.location), lambda r: r.after)
 
-        def move_on() -> int:
-            for _ in range(moves // 2):
-                vm.repoint(uuid, path)
-                vm.repoint(uuid, plugged.location)
-            return writer.status().window_max_us
+    def move_on() -> int:
+        for _ in range(moves // 2):
+            vm.repoint(uuid, path)
+            vm.repoint(uuid, plugged.location)
+        return writer.status().window_max_us
 
-        table.step(f"{moves // 2 * 2} moves more", move_on, lambda us: f"largest latency {us} µs")
-        table.step(
-            f"grow it to {_NEW_SIZE_MIB} MiB under writes",
-            lambda: vm.resize(disk, _NEW_SIZE_MIB),
-            lambda r: f"{size_text(r.before_bytes)} -> {size_text(r.after_bytes)}",
-        )
-        table.step("guest sees the new size", lambda: _guest_size(console, device, _NEW_SIZE_MIB), lambda s: s)
-    finally:
-        with contextlib.suppress(ProgramError):
-            verdict = table.step(
-                "guest reads every block back",
-                writer.stop,
-                lambda v: (
-                    f"{v.verified} of {v.blocks} right, {v.bad} bad, {v.status.errors} errors in "
-                    f"{v.status.writes} writes"
-                ),
-            )
+    table.step(f"{moves // 2 * 2} moves more", move_on, lambda us: f"largest latency {us} µs")
+    table.step(
+        f"grow it to {_NEW_SIZE_MIB} MiB under writes",
+        lambda: vm.resize(disk, _NEW_SIZE_MIB),
+        lambda r: f"{size_text(r.before_bytes)} -> {size_text(r.after_bytes)}",
+    )
+    table.step("guest sees the new size", lambda: _guest_size(console, device, _NEW_SIZE_MIB), lambda s: s)
+    verdict = table.step("guest reads every block back", writer.stop, _verdict_words)
     table.step("unplug and detach", lambda: vm.unplug(disk), lambda r: f"{r.state}, nodes left: {len(vm.disks())}")
     report = table.step("host reads the volume", lambda: _check_volume(host, disk), _stamp_words)
-    if not verdict.ok or verdict.status.errors or not report.ok:
+    right = verdict.ok and report.ok and report.valid == verdict.verified == verdict.blocks > 0
+    if not right or verdict.status.errors:
         raise HvextError("data was lost: see the table", hint="the guest's console log is in the folder of --keep")
+
+
+def _verdict_words(verdict: WriterVerdict) -> str:
+    counts = f"{verdict.verified} of {verdict.blocks} right, {verdict.bad} bad"
+    return f"{counts}, {verdict.status.errors} errors in {verdict.status.writes} writes"
 
 
 def _window(writer: Writer) -> int:

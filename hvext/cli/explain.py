@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from hvext.cli.arguments import options
@@ -12,10 +13,13 @@ from hvext.cli.output import print_json, print_warnings
 from hvext.core.access import Access, choose_access
 from hvext.core.answer import Attachment, check_block_path, parse_answer
 from hvext.core.command_line import blockdev_argv, drive_argv
+from hvext.core.device import SHARED_CONTROLLER
 from hvext.core.disk import parse_uuid
 from hvext.core.domain_xml import disk_xml
 from hvext.core.identity import DiskNames
+from hvext.core.options import DeviceModel, Placement
 from hvext.core.plan import plan_disk
+from hvext.core.uri import Location
 from hvext.core.volume import derived_uuid
 from hvext.errors import AccessError, InputError, RenderError
 
@@ -37,7 +41,16 @@ def explain(arguments: argparse.Namespace) -> int:
     access = Access(arguments.access)
     if arguments.hypervisor.lower() != _QEMU:
         result["chosen"] = _for_other_hypervisor(attachment, access, arguments.hypervisor)
-        result |= {"blockdev": [], "objects": [], "device": None, "argv": [], "drive": [], "xml": None, "notes": []}
+        result |= {
+            "blockdev": [],
+            "objects": [],
+            "controller": None,
+            "device": None,
+            "argv": [],
+            "drive": [],
+            "xml": None,
+            "notes": [],
+        }
     else:
         choice = choose_access(attachment, access, look=look)
         uuid = parse_uuid(arguments.disk_uuid) if arguments.disk_uuid else derived_uuid("explain", answer.decode())
@@ -76,11 +89,15 @@ def _for_other_hypervisor(attachment: Attachment, access: Access, hypervisor: st
     raise AccessError(f"the provider offers nothing for {hypervisor} with access={access}")
 
 
-def _renderings(names: DiskNames, location: object, arguments: argparse.Namespace) -> dict[str, object]:
-    from hvext.core.uri import Location
-
-    assert isinstance(location, Location)  # noqa: S101
-    plan = plan_disk(names, location, options(arguments))
+def _renderings(names: DiskNames, location: Location, arguments: argparse.Namespace) -> dict[str, object]:
+    wished = options(arguments)
+    controller = None
+    if wished.device is DeviceModel.SCSI_HD and wished.placement.bus is None:
+        # As at instance start: the first SCSI disk brings its controller.
+        controller = SHARED_CONTROLLER
+        place = wished.placement
+        wished = replace(wished, placement=Placement(bus=controller, scsi_id=place.scsi_id or 0, lun=place.lun or 0))
+    plan = plan_disk(names, location, wished, controller=controller)
     notes = []
     xml = None
     try:
@@ -90,6 +107,7 @@ def _renderings(names: DiskNames, location: object, arguments: argparse.Namespac
     return {
         "blockdev": list(plan.nodes),
         "objects": list(plan.objects),
+        "controller": plan.controller,
         "device": plan.device,
         "argv": blockdev_argv(plan),
         "drive": drive_argv(plan),

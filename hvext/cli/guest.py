@@ -44,12 +44,13 @@ def unplug(arguments: argparse.Namespace) -> int:
             result = vm.unplug(wished, timeout_s=arguments.wait)
         else:
             result = vm.unplug_only(uuid, timeout_s=arguments.wait)
+    hint = _hint(result, named=_names_volume(arguments))
     if arguments.json:
-        print_json(result.to_json())
+        print_json(result.to_json() | {"hint": hint})
     else:
         print(f"{result.device}: {result.state}" + (", volume detached" if result.detached else ""))
-    if not result.finished:
-        print(f"hvext: {_unfinished(result)}", file=sys.stderr)
+        if hint:
+            print(f"hint: {hint}", file=sys.stderr)
     return 0 if result.finished else 1
 
 
@@ -128,13 +129,18 @@ def _names_volume(arguments: argparse.Namespace) -> bool:
     return False
 
 
-def _unfinished(result: Unplugged) -> str:
+def _hint(result: Unplugged, *, named: bool) -> str:
+    if result.state is UnplugState.ABSENT:
+        left = "its volume was left alone; hvext detach lets it go, if no other guest uses it"
+        return left if named else ""
     if result.state is UnplugState.REJECTED:
-        return f"the guest refused to let {result.device} go"
-    return (
-        f"the guest has not let {result.device} go yet; nothing was removed, and the volume stays attached\n"
-        "hint: run the same command again; a guest that never answers lets go when it is reset"
-    )
+        return "the guest refused to let it go; nothing was removed"
+    if result.state is UnplugState.PENDING:
+        return (
+            "the guest has not let it go yet; nothing was removed, and the volume stays attached. Run the same command "
+            "again; a guest that is paused or never answers lets go when it runs or is reset"
+        )
+    return ""
 
 
 @contextlib.contextmanager

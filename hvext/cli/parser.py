@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 _OPTIONS_HELP = "disk option; see 'disk options' below"
 _DISK_OPTIONS = """\
@@ -17,6 +19,19 @@ disk options (-o KEY=VALUE, may be repeated):
   each also as NAME_max and NAME_max_length; iops_size=N
 """
 _Add = Callable[[argparse.ArgumentParser], None]
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are JSON where JSON was asked for."""
+
+    def error(self, message: str) -> NoReturn:
+        if "--json" in sys.argv:
+            import json
+
+            value = {"error": {"type": "UsageError", "message": message, "hint": f"{self.prog} --help"}}
+            print(json.dumps(value, ensure_ascii=False), file=sys.stderr)
+            self.exit(2)
+        super().error(message)
 
 
 class _Version(argparse.Action):
@@ -37,7 +52,7 @@ class _Version(argparse.Action):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hvext",
         description="ExtStorage volumes as disks of KVM guests: through their userspace URIs, or their block devices.",
         epilog="Each command has its own --help. Exit status: 0 done, 1 failed, 2 wrong command or value.",
@@ -81,7 +96,7 @@ def _volume_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     grow.add_argument("--new-size", type=int, required=True, metavar="MIB", help="the size it is to have")
     attach = command("attach", "volumes:attach", "attach and open a volume on this host", _volume, _host, _json)
     attach.add_argument("--shared", action="store_true", help="open it for shared access, as for migration")
-    command("detach", "volumes:detach", "close and detach a volume from this host", _volume, _host, _json)
+    command("detach", "volumes:detach", "detach a volume from this host", _volume, _host, _json)
     open_ = command("open", "volumes:open_volume", "open an attached volume for I/O", _volume, _host, _json)
     open_.add_argument("--shared", action="store_true", help="open it for shared access, as for migration")
     command("close", "volumes:close_volume", "close a volume: no more I/O from this host", _volume, _host, _json)
@@ -189,7 +204,7 @@ def _parameters(parser: argparse.ArgumentParser) -> None:
 
 def _disk(parser: argparse.ArgumentParser) -> None:
     _parameters(parser)
-    parser.add_argument("--disk-uuid", metavar="UUID", help="the disk's uuid (default: from provider and volume)")
+    parser.add_argument("--disk-uuid", metavar="UUID", help="the disk's uuid (default: from provider, volume and -p)")
     parser.add_argument("--cname", metavar="NAME", help="the disk's name for people (VOL_CNAME)")
     parser.add_argument("--access", choices=("prefer-userspace", "userspace", "kernelspace"), help="the wished access")
 

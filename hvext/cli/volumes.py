@@ -39,6 +39,7 @@ def attach(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(
             {
+                "disk_uuid": str(attached.disk.volume.uuid),
                 "block_path": offer.block_path,
                 "uris": [{"hypervisor": line.hypervisor, "uri": line.uri} for line in offer.uris],
                 "warnings": list(offer.warnings),
@@ -54,7 +55,7 @@ def attach(arguments: argparse.Namespace) -> int:
 
 
 def detach(arguments: argparse.Namespace) -> int:
-    """Close and detach a volume."""
+    """Detach a volume."""
     attachments.detach(provider_host(arguments), disk(arguments))
     return _done(arguments, "detached")
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 from hvext.core.identity import DiskNames
 from hvext.core.options import DeviceModel, DiskOptions
 
+#: The controller that is made for SCSI disks that name none: libvirt's name for its first.
+SHARED_CONTROLLER = "scsi0"
+
 
 def guest_device(options: DiskOptions, names: DiskNames, drive: str) -> dict[str, object]:
     """Return the ``device_add`` arguments of a disk over the node called ``drive``.

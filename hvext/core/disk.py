@@ -37,8 +37,8 @@ class Disk:
         """Return the disk that a JSON object or ``key=value`` pairs describe.
 
         Keys: ``provider``, ``volume``, ``uuid``, ``cname``, ``access``; provider parameters either as an object
-        ``parameters`` or as ``param.NAME``; all others are disk options. Without ``uuid`` it is derived from provider
-        and volume. Raises InputError.
+        ``parameters`` or as ``param.NAME``; all others are disk options. Without ``uuid`` it is derived from
+        provider, volume and parameters. Raises InputError.
         """
         rest = dict(values)
         provider, name = (_text(rest.pop(key, None), key) for key in ("provider", "volume"))
@@ -53,11 +53,12 @@ class Disk:
         given = dict(parameters)
         for key in [key for key in rest if key.startswith("param.")]:
             given[key.removeprefix("param.")] = rest.pop(key)
+        texts = {_text(key, "parameter"): _text(value, f"parameter {key}") for key, value in given.items()}
         volume = Volume(
             name=name,
-            uuid=derived_uuid(provider, name) if uuid is None else parse_uuid(_text(uuid, "uuid")),
+            uuid=derived_uuid(provider, name, texts) if uuid is None else parse_uuid(_text(uuid, "uuid")),
             cname=None if cname is None else _text(cname, "cname"),
-            parameters={_text(key, "parameter"): _text(value, f"parameter {key}") for key, value in given.items()},
+            parameters=texts,
         )
         return cls(provider=provider, volume=volume, access=Access(str(access)), options=DiskOptions.from_mapping(rest))
 

@@ -257,7 +257,8 @@ class DiskOptions:
             else:
                 raise InputError(
                     f"there is no disk option {quoted(key)}",
-                    hint=f"a provider's parameter is param.{key}; disk options are {', '.join(option_names())}",
+                    hint=f"a provider's parameter is given with -p (in --disk: param.{key}); disk options are "
+                    + ", ".join(option_names()),
                 )
         return cls(**plain, throttle=Throttle(**throttle), placement=Placement(**placement))
 

@@ -34,6 +34,12 @@ class Node:
         return parse_filename(self.driver, self.filename)
 
     @property
+    def where(self) -> str:
+        """Where the storage is, for people and as ``vm.repoint`` takes it: a URI, or what QEMU shows of it."""
+        location = self.location
+        return location.uri() if location and not location.local_aio else self.filename
+
+    @property
     def by_name(self) -> ProtocolName | None:
         """What the name of a protocol node says of it; None for any other node."""
         return parse_protocol_name(self.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid as uuid_module
 from collections.abc import Mapping
@@ -21,12 +22,16 @@ _NAME_BYTES = 255
 _METADATA_CHARACTERS = 128
 
 
-def derived_uuid(provider: str, volume: str) -> uuid_module.UUID:
-    """Return the uuid of a disk that was given none: always the same for one provider and volume name.
+def derived_uuid(provider: str, volume: str, parameters: Mapping[str, str] | None = None) -> uuid_module.UUID:
+    """Return the uuid of a disk that was given none: always the same for one provider, volume name and parameters.
 
-    Raises InputError for names that cannot be written as UTF-8.
+    The parameters count because they say which pool or folder the name is in. Raises InputError for text that cannot
+    be written as UTF-8.
     """
-    return uuid_module.uuid5(_NAMESPACE, checked(f"{provider}/{volume}", "volume"))
+    name = f"{provider}/{volume}"
+    if parameters:
+        name += json.dumps(sorted((key.upper(), value) for key, value in parameters.items()), ensure_ascii=False)
+    return uuid_module.uuid5(_NAMESPACE, checked(name, "volume"))
 
 
 def check_volume_name(name: str) -> str:

@@ -24,6 +24,10 @@ from hvext.errors import CommandRefused, CommandTimeout, InputError, MonitorErro
 DEFAULT_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 _QUEUE_POLL_S = 0.02
+_ADVICE = {"Permission denied": "run as root, or as the owner of the socket"}
+_NO_MONITOR = (
+    "QEMU makes one with -chardev socket,id=hvext,path=PATH,server=on,wait=off -mon chardev=hvext,mode=control"
+)
 
 # qemu.qmp logs every broken connection as critical; hvext raises it.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
@@ -142,8 +146,7 @@ async def connect(
     except (ConnectError, QMPError, OSError) as error:
         raise MonitorError(
             f"cannot connect to the QMP monitor at {address}: {_words(error)}",
-            hint="QEMU makes one with -chardev socket,id=hvext,path=PATH,server=on,wait=off -mon "
-            "chardev=hvext,mode=control",
+            hint=_ADVICE.get(_words(error), _NO_MONITOR),
         ) from error
     monitor = Monitor(client, address, timeout_s)
     try:

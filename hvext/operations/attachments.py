@@ -1,11 +1,11 @@
 """Attaching and detaching volumes: the provider's side of every operation.
 
-A volume is made ready as Ganeti does it: ``attach``, then ``open``; it is let go with ``close``, then ``detach``.
+As in Ganeti, a volume is made ready with ``attach``, then ``open``, and let go with ``detach``; ``close`` is for
+migration and fencing.
 """
 
 from __future__ import annotations
 
-import contextlib
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from hvext.core.access import Choice, choose_access
 from hvext.core.answer import Attachment
 from hvext.core.disk import Disk
 from hvext.core.provider import Action, Provider
-from hvext.errors import AnswerError, HvextError, OperationFailed, ProviderError, ScriptTimeout
+from hvext.errors import AnswerError, HvextError, OperationFailed, ScriptFailed, ScriptTimeout
 from hvext.host.files import opened_as
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
@@ -64,15 +64,11 @@ def offer(host: ProviderHost, disk: Disk) -> Attached:
 
 
 def detach(host: ProviderHost, disk: Disk, *, cancel: Cancel | None = None) -> None:
-    """Close and detach a disk's volume; may be repeated. Only call it when nothing uses the volume any more.
+    """Detach a disk's volume; may be repeated. Only call it when nothing uses the volume any more.
 
-    What ``close`` says does not count once ``detach`` has succeeded: that undoes everything, and the volume may never
-    have been opened, or be gone.
+    ``close`` is not run before: it is a fence, which cuts off whoever still uses the volume; ``detach`` can refuse.
     """
-    provider = host.find(disk.provider)
-    with contextlib.suppress(ProviderError):
-        host.run(provider, Action.CLOSE, disk.volume, cancel=cancel, access=disk.access)
-    host.run(provider, Action.DETACH, disk.volume, cancel=cancel, access=disk.access)
+    host.run(host.find(disk.provider), Action.DETACH, disk.volume, cancel=cancel, access=disk.access)
 
 
 def attach_all(host: ProviderHost, disks: list[Disk], *, exclusive: bool = True) -> list[Attached]:
@@ -147,11 +143,12 @@ def detach_all(host: ProviderHost, disks: list[Disk]) -> list[str]:
 
 def _refused(error: BaseException) -> bool:
     """Whether ``attach`` said no, or never ran: then nothing is attached."""
-    return isinstance(error, HvextError) and not isinstance(error, AnswerError | ScriptTimeout)
+    killed = isinstance(error, ScriptFailed) and error.status < 0
+    return isinstance(error, HvextError) and not killed and not isinstance(error, AnswerError | ScriptTimeout)
 
 
 def _let_go_after(error: BaseException, host: ProviderHost, disk: Disk) -> None:
-    """Close and detach after ``error``; raises OperationFailed when that fails."""
+    """Detach after ``error``; raises OperationFailed when that fails."""
     try:
         detach(host, disk)
     except HvextError as second:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hvext.core.access import Candidate
+from hvext.core.device import guest_device
 from hvext.core.disk import Disk
 from hvext.core.options import DeviceModel
 from hvext.core.plan import DiskPlan, plan_disk
@@ -51,18 +52,24 @@ class Plugged:
         }
 
 
-async def plug(monitor: Monitor, host: ProviderHost, disk: Disk, *, report: Report = silent) -> Plugged:
+async def plug(
+    monitor: Monitor, host: ProviderHost, disk: Disk, *, exclusive: bool = True, report: Report = silent
+) -> Plugged:
     """Attach a disk's volume and plug it into the guest.
+
+    ``exclusive`` is what the volume is opened with: False on the target of a migration.
 
     The candidates of the access choice are tried in order; the result's reason says why an earlier one was passed
     over. Whatever fails, everything is as before afterwards. Repeating it for a disk that is plugged changes nothing
-    and says so. Raises OperationFailed, or PlugError and InputError before anything was done.
+    and says so. Raises OperationFailed, or PlugError, InputError, ProviderNotFound and ProviderInvalid before anything
+    was done.
     """
     running = await running_disk(monitor, disk.names)
     if running.device is not None:
         return _already(running)
-    disk = await _placed(monitor, disk)
-    work = _Plug(monitor, host, disk, running)
+    host.find(disk.provider)
+    await _placed(monitor, disk)
+    work = _Plug(monitor, host, disk, running, exclusive=exclusive)
     await carry_out(f"plug {disk.provider}/{disk.volume.name}", work.steps(), report=report)
     return work.result()
 
@@ -79,8 +86,8 @@ def _already(running: RunningDisk) -> Plugged:
         device=str(running.device),
         node=running.root.name,
         access="",
-        location=node.filename if node else "",
-        reason="the guest has this disk already",
+        location=node.where if node else "",
+        reason="the guest has this disk already; options and access of this call were not applied",
     )
 
 
@@ -102,11 +109,14 @@ async def _placed(monitor: Monitor, disk: Disk) -> Disk:
 class _Plug:
     """One plug in progress: what the steps hand to each other."""
 
-    def __init__(self, monitor: Monitor, host: ProviderHost, disk: Disk, remains: RunningDisk) -> None:
+    def __init__(
+        self, monitor: Monitor, host: ProviderHost, disk: Disk, remains: RunningDisk, *, exclusive: bool
+    ) -> None:
         self._monitor = monitor
         self._host = host
         self._disk = disk
         self._remains = remains
+        self._exclusive = exclusive
         self._attached: Attached | None = None
         self._candidate: Candidate | None = None
         self._passed_over: list[str] = []
@@ -119,13 +129,18 @@ class _Plug:
         clean = Step(name="remove what an earlier plug left", do=self._clean)
         return [
             *([clean] if self._remains.node_names or self._remains.objects else []),
-            Step(name=f"attach {disk.provider}/{disk.volume.name}", do=self._attach, undo=self._detach),
+            Step(
+                name=f"attach {disk.provider}/{disk.volume.name}",
+                do=self._attach,
+                undo=self._detach,
+                carries_later=True,
+            ),
             *(_object_step(monitor, item) for item in shape.objects),
             Step(name="open the storage", do=self._open, undo=self._close),
             *(_node_step(monitor, node) for node in shape.nodes[1:]),
             Step(
                 name=f"plug device {shape.device['id']}",
-                do=lambda: monitor.execute("device_add", shape.device),
+                do=self._plug_device,
                 undo=lambda: remove_device(monitor, str(shape.device["id"])),
             ),
         ]
@@ -134,12 +149,18 @@ class _Plug:
         """The plan with any location: everything but the protocol node is final."""
         return plan_disk(self._disk.names, FileLocation(path="/", opened=Opened.FILE), self._disk.options)
 
+    async def _plug_device(self) -> None:
+        """Look for the place again: attaching took its time, and others may have plugged meanwhile."""
+        placed = await _placed(self._monitor, self._disk)
+        device = guest_device(placed.options, placed.names, str(self._shape().top_node["node-name"]))
+        await self._monitor.execute("device_add", device)
+
     async def _clean(self) -> None:
         await remove_remains(self._monitor, self._remains)
 
     async def _attach(self) -> None:
         def work(cancel: Cancel) -> Attached:
-            return attachments.attach(self._host, self._disk, cancel=cancel)
+            return attachments.attach(self._host, self._disk, exclusive=self._exclusive, cancel=cancel)
 
         self._attached = await in_thread(work)
 

@@ -56,47 +56,62 @@ async def repoint(monitor: Monitor, names: DiskNames, location: Location, *, rep
     is changes nothing and says so. Raises DiskNotFound and RepointRefused before anything is changed, OperationFailed
     after everything was undone.
     """
-    running, root, old = await movable(monitor, names)
-    if old.filename == location.filename and old.driver == location.driver:
-        return Repointed(
-            changed=False,
-            device=str(running.device),
-            before=old.filename,
-            after=old.filename,
-            size_bytes=root.size_bytes,
-        )
-    await exchange(monitor, running, root, old, location, exact_size=True, report=report)
+    disk = await movable(monitor, names)
+    target = _words(location)
+    changed = disk.protocol.location != location
+    before = disk.protocol.where
+    if changed:
+        await exchange(monitor, disk, location, exact_size=True, report=report)
     return Repointed(
-        changed=True,
-        device=str(running.device),
-        before=old.filename,
-        after=location.filename,
-        size_bytes=root.size_bytes,
+        changed=changed,
+        device=disk.device,
+        before=before,
+        after=target if changed else before,
+        size_bytes=disk.root.size_bytes,
     )
 
 
-async def movable(monitor: Monitor, names: DiskNames) -> tuple[RunningDisk, Node, Node]:
-    """Return a disk with its raw node and the protocol node in use.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Movable:
+    """A whole disk of a running guest: its raw node and the protocol node in use."""
 
-    Raises DiskNotFound when the guest has no such disk, RepointRefused when it cannot be moved.
+    running: RunningDisk
+    device: str
+    root: Node
+    protocol: Node
+
+    @property
+    def top(self) -> Node:
+        """The node whose size the guest sees."""
+        return self.running.top or self.root
+
+
+async def movable(monitor: Monitor, names: DiskNames) -> Movable:
+    """Return a disk of the guest, after removing protocol nodes that an interrupted move left.
+
+    Raises DiskNotFound when the guest has no such disk, RepointRefused when it does not stand on hvext's nodes.
     """
     running = await running_disk(monitor, names)
     if running.device is None:
+        if running.node_names:
+            raise DiskNotFound(
+                f"the guest has let the device of disk {names.uuid} go, only its nodes are left",
+                hint="hvext unplug removes them, hvext plug brings the disk back",
+            )
         raise DiskNotFound(f"the guest has no disk {names.uuid}", hint="hvext disks lists those it has")
     if len(running.protocols) > 1:
         running = await _without_leftovers(monitor, running)
-    old = running.protocol
-    if running.root is None or old is None:
+    if running.device is None or running.root is None or running.protocol is None:
+        libvirt = str(running.device).startswith("ua-")
         raise RepointRefused(
-            f"disk {names.uuid} was not plugged with a raw node over one protocol node",
-            hint="start or plug it with hvext",
+            f"disk {names.uuid} does not stand on a raw node over one protocol node of hvext's",
+            hint="libvirt names nodes itself: use its own commands" if libvirt else "start or plug it with hvext",
         )
-    if not old.direct:
-        raise RepointRefused(
-            f"disk {names.uuid} is not opened with cache.direct=on: a move would let the guest read stale data",
-            hint="only cache=none and cache=directsync disks can be moved; unplug it and plug it with cache=none",
-        )
-    return running, running.root, old
+    return Movable(running=running, device=running.device, root=running.root, protocol=running.protocol)
+
+
+def _words(location: Location) -> str:
+    return location.filename if location.local_aio else location.uri()
 
 
 async def _without_leftovers(monitor: Monitor, running: RunningDisk) -> RunningDisk:
@@ -110,29 +125,29 @@ async def _without_leftovers(monitor: Monitor, running: RunningDisk) -> RunningD
 
 
 async def exchange(
-    monitor: Monitor,
-    running: RunningDisk,
-    root: Node,
-    old: Node,
-    location: Location,
-    *,
-    exact_size: bool,
-    report: Report = silent,
+    monitor: Monitor, disk: Movable, location: Location, *, exact_size: bool, report: Report = silent
 ) -> None:
     """Put a new protocol node for ``location`` under the raw node and delete the old one.
 
-    With ``exact_size`` the new storage must have the disk's size, else at least that. Raises OperationFailed.
+    With ``exact_size`` the new storage must have the disk's size, else at least that. Raises RepointRefused before
+    anything is changed, OperationFailed after everything was undone.
     """
-    names = running.names
+    root, old, names = disk.root, disk.protocol, disk.running.names
+    if not old.direct:
+        raise RepointRefused(
+            f"disk {names.uuid} is not opened with cache.direct=on: a move would let the guest read stale data",
+            hint="only cache=none and cache=directsync disks can be moved; unplug it and plug it with cache=none",
+        )
     new = protocol_node_of(
         location,
         names,
-        replace(old.by_name or ProtocolName(), generation=running.free_generation),
+        replace(old.by_name or ProtocolName(), generation=disk.running.free_generation),
         read_only=root.read_only,
         direct=old.direct,
         no_flush=old.no_flush,
     )
     new_name = str(new["node-name"])
+    target = _words(location)
 
     def reopen(protocol: str) -> dict[str, object]:
         options = raw_node_of(
@@ -152,13 +167,13 @@ async def exchange(
             raise QemuError(f"node {new_name} is gone again")
         if size != root.size_bytes if exact_size else size < root.size_bytes:
             raise RepointRefused(
-                f"{location.filename} has {size} bytes, the disk has {root.size_bytes}",
+                f"{target} has {size} bytes, the disk has {root.size_bytes}",
                 hint="the new location must be the same volume; after a grow use hvext resize",
             )
 
     steps = [
         Step(
-            name=f"open {location.filename}",
+            name=f"open {target}",
             do=lambda: add_node(monitor, new),
             undo=lambda: delete_node(monitor, new_name),
         ),
@@ -168,6 +183,6 @@ async def exchange(
             do=lambda: monitor.execute("blockdev-reopen", reopen(new_name)),
             undo=lambda: monitor.execute("blockdev-reopen", reopen(old.name)),
         ),
-        Step(name=f"close {old.filename}", do=lambda: delete_node(monitor, old.name)),
+        Step(name=f"close {old.where}", do=lambda: delete_node(monitor, old.name)),
     ]
-    await carry_out(f"move disk {names.uuid} to {location.filename}", steps, report=report)
+    await carry_out(f"move disk {names.uuid} to {target}", steps, report=report)

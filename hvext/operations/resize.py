@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
 from hvext.core.volume import check_size_mib
-from hvext.errors import InputError, QemuError, RepointRefused
+from hvext.errors import CommandRefused, InputError, OperationFailed, QemuError, RepointRefused
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
-from hvext.operations.inspect import running_disk
 from hvext.operations.repoint import exchange, movable
 from hvext.operations.steps import Report, Step, carry_out, silent
 from hvext.operations.threads import in_thread
@@ -68,11 +67,13 @@ async def resize(
     RepointRefused, OperationFailed.
     """
     check_size_mib(new_size_mib, "new size")
-    running, root, _old = await movable(monitor, disk.names)
-    before = (running.top or root).size_bytes
+    found = await movable(monitor, disk.names)
+    if found.root.read_only:
+        raise InputError(f"disk {disk.names.uuid} is read-only: QEMU does not resize it")
+    before = found.top.size_bytes
     old_mib = before // MIB if old_size_mib is None else check_size_mib(old_size_mib, "old size")
     if new_size_mib * MIB < before:
-        raise InputError(f"the disk has {before} bytes; {new_size_mib} MiB would shrink it", hint="disks can only grow")
+        raise InputError(f"the disk has {_mib(before)}; {new_size_mib} MiB would shrink it", hint="disks can only grow")
     grown: Grown | None = None
 
     async def grow() -> None:
@@ -85,26 +86,41 @@ async def resize(
 
     steps = [Step(name=f"grow {disk.provider}/{disk.volume.name} to {new_size_mib} MiB", do=grow)]
     await carry_out(f"resize disk {disk.names.uuid}", steps, report=report)
-    await show_size(monitor, disk.names, new_size_mib * MIB, report=report)
+    try:
+        after = await show_size(monitor, disk.names, new_size_mib * MIB, report=report)
+    except OperationFailed as error:
+        raise OperationFailed(
+            f"cannot resize disk {disk.names.uuid}: the volume has {new_size_mib} MiB now, but the guest does not see "
+            f"it: {error.message}",
+            step=error.step,
+            undone=error.undone,
+            left=error.left,
+            hint=error.hint or "repeating the command finishes it",
+        ) from error
     return Resized(
         device=disk.names.device,
         before_bytes=before,
-        after_bytes=new_size_mib * MIB,
+        after_bytes=after,
         volume_grown=grown is not None and grown.changed,
     )
 
 
-async def show_size(monitor: Monitor, names: DiskNames, size_bytes: int, *, report: Report = silent) -> None:
+def _mib(size_bytes: int) -> str:
+    mib, rest = divmod(size_bytes, MIB)
+    return f"{size_bytes} bytes" if rest else f"{mib} MiB"
+
+
+async def show_size(monitor: Monitor, names: DiskNames, size_bytes: int, *, report: Report = silent) -> int:
     """Make the guest see that the storage of a disk has grown to ``size_bytes``; may be repeated.
 
-    An NBD connection keeps the size it was opened with, so the disk is moved to a fresh one first. Raises
+    Returns the size that the guest sees, which is larger where the storage only has sizes of its own (a provider that
+    rounds up). An NBD connection keeps the size it was opened with, so the disk is moved to a fresh one first. Raises
     RepointRefused, OperationFailed.
     """
-    running, root, old = await movable(monitor, names)
-    # The guest sees the size of the top node; a resize below a throttle filter does not reach it.
-    top = running.top or root
-    if top.size_bytes == size_bytes and old.size_bytes >= size_bytes:
-        return
+    disk = await movable(monitor, names)
+    old, top = disk.protocol, disk.top
+    if top.size_bytes >= size_bytes and old.size_bytes >= size_bytes:
+        return top.size_bytes
     location = old.location
     if old.size_bytes < size_bytes and (location is None or not location.grows_in_place):
         if location is None:
@@ -112,16 +128,27 @@ async def show_size(monitor: Monitor, names: DiskNames, size_bytes: int, *, repo
                 f"QEMU does not tell where disk {names.uuid} is ({old.filename}), so it cannot be opened afresh",
                 hint="move it with hvext repoint to its URI first",
             )
-        await exchange(monitor, running, root, old, location, exact_size=False, report=report)
+        await exchange(monitor, disk, location, exact_size=False, report=report)
+    seen = 0
 
     async def resize_node() -> None:
-        await monitor.execute("block_resize", {"node-name": top.name, "size": size_bytes})
+        # The guest sees the size of the top node; a resize below a throttle filter does not reach it.
+        try:
+            await monitor.execute("block_resize", {"node-name": top.name, "size": size_bytes})
+        except CommandRefused as error:
+            if "Cannot grow" not in error.description:
+                raise
+            raise QemuError(
+                f"{old.where} has not grown to {_mib(size_bytes)}",
+                hint="the provider's grow must make the block device larger, too (losetup -c, rbd resize, lvextend …)",
+            ) from error
 
     async def check() -> None:
-        found = (await running_disk(monitor, names)).top
-        if found is None or found.size_bytes != size_bytes:
-            seen = found.size_bytes if found else "no"
+        nonlocal seen
+        seen = (await movable(monitor, names)).top.size_bytes
+        if seen < size_bytes:
             raise QemuError(f"the disk has {seen} bytes after block_resize to {size_bytes}")
 
     steps = [Step(name="tell the guest", do=resize_node), Step(name="check the size", do=check)]
     await carry_out(f"resize disk {names.uuid}", steps, report=report)
+    return seen

@@ -8,18 +8,17 @@ from typing import cast
 
 from hvext.core.command_line import blockdev_argv, drive_argv
 from hvext.core.commands import plug_commands
+from hvext.core.device import SHARED_CONTROLLER
 from hvext.core.disk import Disk
 from hvext.core.domain_xml import disk_xml
 from hvext.core.options import DeviceModel
 from hvext.core.plan import DiskPlan, controller_iothread, plan_disk
 from hvext.core.topology import Controller, Topology, place_disk
-from hvext.errors import InputError
+from hvext.errors import InputError, OperationFailed
 from hvext.host.provider import ProviderHost
 from hvext.operations import attachments
 from hvext.operations.attachments import Attached
 
-#: The controller that is made for SCSI disks that name none: libvirt's name for its first.
-CONTROLLER = "scsi0"
 #: Buses on which QEMU finds a free slot by itself.
 _ROOT_BUSES = ("pci.0", "pcie.0")
 
@@ -66,13 +65,19 @@ def check_disks(disks: Sequence[Disk]) -> None:
     for disk in disks:
         for what, value in (
             ("uuid", disk.volume.uuid),
-            ("volume", f"{disk.provider}/{disk.volume.name}"),
+            ("volume", _volume(disk)),
             ("bootindex", disk.options.bootindex),
             ("place", _place(disk)),
         ):
             other = seen.setdefault((what, value), disk)
             if value is not None and other is not disk:
                 raise InputError(f"disks {other.volume.name!r} and {disk.volume.name!r} have the same {what}: {value}")
+
+
+def _volume(disk: Disk) -> str:
+    """Return what tells one volume from another, in words."""
+    parameters = "".join(f" {name}={value}" for name, value in sorted(disk.volume.parameters.items()))
+    return f"{disk.provider}/{disk.volume.name}{parameters}"
 
 
 def _place(disk: Disk) -> str | None:
@@ -103,8 +108,12 @@ def start_disks(host: ProviderHost, disks: Sequence[Disk], *, exclusive: bool = 
     attached = attachments.attach_all(host, placed, exclusive=exclusive)
     try:
         return Start(disks=tuple(_prepared(attached, sharing)))
-    except BaseException:
-        attachments.detach_all(host, [item.disk for item in attached])
+    except BaseException as error:
+        left = attachments.detach_all(host, [item.disk for item in attached])
+        if left:
+            raise OperationFailed(
+                f"cannot plan the disks: {error}; NOT detached: {'; '.join(left)}", step="plan", left=left
+            ) from error
         raise
 
 
@@ -120,7 +129,7 @@ def _prepared(attached: Sequence[Attached], sharing: Sequence[Disk]) -> Iterator
         counts[disk.options.device] += 1
         first = bool(sharing) and disk.names == sharing[0].names
         location = item.choice.chosen.location
-        plan = plan_disk(disk.names, location, disk.options, controller=CONTROLLER if first else None)
+        plan = plan_disk(disk.names, location, disk.options, controller=SHARED_CONTROLLER if first else None)
         yield PreparedDisk(attached=item, plan=plan, index=index)
 
 
@@ -147,9 +156,9 @@ def _check_named(disk: Disk, sharing: Sequence[Disk]) -> None:
             "controller is not made here",
             hint="leave out bus=, or give the controller an iothread and leave out iothread=auto",
         )
-    if sharing and disk.options.placement.bus == CONTROLLER:
+    if sharing and disk.options.placement.bus == SHARED_CONTROLLER:
         raise InputError(
-            f"disk {disk.volume.name!r} names the SCSI controller {CONTROLLER!r}, which is made for disk "
+            f"disk {disk.volume.name!r} names the SCSI controller {SHARED_CONTROLLER!r}, which is made for disk "
             f"{sharing[0].volume.name!r}, which names none",
             hint="name a controller for all SCSI disks, or for none",
         )
@@ -158,7 +167,7 @@ def _check_named(disk: Disk, sharing: Sequence[Disk]) -> None:
 def _check_iothread(disk: Disk, first: Disk) -> None:
     if disk.options.iothread != first.options.iothread:
         raise InputError(
-            f"disk {disk.volume.name!r} wants another iothread than the SCSI controller {CONTROLLER!r} has",
+            f"disk {disk.volume.name!r} wants another iothread than the SCSI controller {SHARED_CONTROLLER!r} has",
             hint="SCSI disks share their controller's iothread; name one controller per iothread with bus=",
         )
 
@@ -168,15 +177,15 @@ def _on_controller(disk: Disk, first: Disk, taken: set[tuple[int, int]]) -> Disk
     place = disk.options.placement
     scsi_id, lun = place.scsi_id, place.lun
     if scsi_id is None or lun is None:
-        controller = Controller(bus=CONTROLLER, taken=frozenset(taken), iothread=None)
+        controller = Controller(bus=SHARED_CONTROLLER, taken=frozenset(taken), iothread=None)
         place = place_disk(disk.options, Topology(ports=(), controllers=(controller,), pci_slots=None), None)
         taken.add((cast("int", place.scsi_id), cast("int", place.lun)))
-    options = replace(disk.options, placement=replace(place, bus=CONTROLLER))
+    options = replace(disk.options, placement=replace(place, bus=SHARED_CONTROLLER))
     if disk is not first and options.iothread == "auto":
-        options = replace(options, iothread=controller_iothread(CONTROLLER))
+        options = replace(options, iothread=controller_iothread(SHARED_CONTROLLER))
     return replace(disk, options=options)
 
 
 def stop_disks(host: ProviderHost, disks: Sequence[Disk]) -> list[str]:
-    """Close and detach the volumes of an instance that has ended, side by side; return what went wrong."""
+    """Detach the volumes of an instance that has ended, side by side; return what went wrong."""
     return attachments.detach_all(host, list(disks))

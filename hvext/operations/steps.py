@@ -11,16 +11,20 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from hvext.errors import CommandTimeout, HvextError, MonitorError, OperationFailed, ScriptTimeout
+from hvext.errors import CommandTimeout, HvextError, MonitorError, OperationFailed, ScriptFailed, ScriptTimeout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step: ``name`` says in words what ``do`` does; ``undo`` takes it back (None: there is nothing to undo)."""
+    """One step: ``name`` says in words what ``do`` does; ``undo`` takes it back (None: there is nothing to undo).
+
+    ``carries_later`` says that later steps stand on this one: it is undone only when all of them could be.
+    """
 
     name: str
     do: Callable[[], Awaitable[object]]
     undo: Callable[[], Awaitable[object]] | None = None
+    carries_later: bool = False
 
 
 #: Called with a step's name when it begins.
@@ -35,15 +39,17 @@ async def carry_out(operation: str, steps: Sequence[Step], *, report: Report = s
     """Do the steps in order.
 
     Raises OperationFailed, caused by the step's own error, after everything done before was undone; an interrupt is
-    passed on after the same.
+    passed on after the same, unless something could not be undone: that is an OperationFailed as well.
     """
     done: list[Step] = []
     for step in steps:
         try:
             report(step.name)
             await step.do()
-        except asyncio.CancelledError:
-            await _undo_all([*done, step])
+        except asyncio.CancelledError as reason:
+            undone, left = await _undo_all([*done, step])
+            if left:
+                raise _failure(operation, step, HvextError("interrupted"), undone, left) from reason
             raise
         except HvextError as error:
             undone, left = await _undo_all([*done, step] if _uncertain(error) else done)
@@ -56,7 +62,8 @@ async def carry_out(operation: str, steps: Sequence[Step], *, report: Report = s
 
 def _uncertain(error: HvextError) -> bool:
     """Whether the step that raised this may have done something."""
-    return isinstance(error, CommandTimeout | MonitorError | ScriptTimeout)
+    killed = isinstance(error, ScriptFailed) and error.status < 0
+    return killed or isinstance(error, CommandTimeout | MonitorError | ScriptTimeout)
 
 
 async def _undo_all(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
@@ -67,6 +74,9 @@ async def _undo_all(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
     async def work() -> None:
         for step in reversed(steps):
             if step.undo is None:
+                continue
+            if step.carries_later and left:
+                left.append(f"{step.name} (kept, because of what else is left)")
                 continue
             try:
                 await step.undo()
@@ -89,6 +99,8 @@ async def _undo_all(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
 def _failure(
     operation: str, step: Step, error: HvextError, undone: Sequence[str], left: Sequence[str]
 ) -> OperationFailed:
+    if isinstance(error, OperationFailed):
+        left = [*error.left, *left]
     message = f"cannot {operation}: {step.name}: {error.message}"
     if undone:
         message += f"; undone: {', '.join(undone)}"

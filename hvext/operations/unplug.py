@@ -16,7 +16,7 @@ from typing import Any
 
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
-from hvext.errors import CommandRefused, CommandTimeout, HvextError
+from hvext.errors import CommandRefused, CommandTimeout, HvextError, PlugError
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Events, Monitor
@@ -78,6 +78,12 @@ async def unplug(
     running = await running_disk(monitor, names)
     device = running.device or names.device
     state = UnplugState.ABSENT
+    if running.device is not None and running.root is None:
+        libvirt = device.startswith("ua-")
+        raise PlugError(
+            f"device {device!r} does not stand on the nodes of disk {names.uuid}: it is not hvext's to unplug",
+            hint="libvirt made it: use virsh detach-device" if libvirt else "whoever plugged it has to unplug it",
+        )
     if running.device is not None:
         report(f"ask the guest to let {device} go")
         state = await _let_go(monitor, device, timeout_s)
@@ -106,12 +112,13 @@ async def unplug_and_detach(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     report: Report = silent,
 ) -> Unplugged:
-    """Unplug a disk and, once QEMU has let go of all of it, close and detach its volume.
+    """Unplug a disk and, once QEMU has let go of all of it, detach its volume.
 
-    Raises OperationFailed, QemuError, ProviderError.
+    A disk that this guest does not have is ABSENT, and its volume is left alone: another guest may be using it. Raises
+    OperationFailed, QemuError, ProviderError, and PlugError for a device that is not hvext's.
     """
     result = await unplug(monitor, disk.names, timeout_s=timeout_s, report=report)
-    if not result.finished:
+    if result.state is not UnplugState.UNPLUGGED:
         return result
 
     def work(cancel: Cancel) -> None:

@@ -31,12 +31,17 @@ _T = TypeVar("_T")
 
 
 class AsyncVm:
-    """A running guest, for callers with an event loop. Made by ``open_vm_async``."""
+    """A running guest, for callers with an event loop. Made by ``open_vm_async``.
+
+    Its operations may be called from several tasks; they are carried out one after the other.
+    """
 
     def __init__(self, monitor: Monitor, host: ProviderHost, report: Report) -> None:
         self._monitor = monitor
         self._host = host
         self._report = report
+        # Two operations on one guest would choose the same place, or undo each other's work.
+        self._lock = asyncio.Lock()
 
     @property
     def monitor(self) -> Monitor:
@@ -45,34 +50,40 @@ class AsyncVm:
 
     async def disks(self) -> dict[uuid_module.UUID, RunningDisk]:
         """Return hvext's disks of the guest by uuid, whole or in pieces."""
-        return await running_disks(self._monitor)
+        async with self._lock:
+            return await running_disks(self._monitor)
 
-    async def plug(self, disk: Disk) -> Plugged:
+    async def plug(self, disk: Disk, *, exclusive: bool = True) -> Plugged:
         """Attach a disk's volume and plug it; see ``hvext.operations.plug``."""
-        return await plugging.plug(self._monitor, self._host, disk, report=self._report)
+        async with self._lock:
+            return await plugging.plug(self._monitor, self._host, disk, exclusive=exclusive, report=self._report)
 
     async def unplug(self, disk: Disk, *, timeout_s: float = unplugging.DEFAULT_TIMEOUT_S) -> Unplugged:
         """Unplug a disk and detach its volume; a PENDING result is finished by a later call."""
-        return await unplugging.unplug_and_detach(
-            self._monitor, self._host, disk, timeout_s=timeout_s, report=self._report
-        )
+        async with self._lock:
+            return await unplugging.unplug_and_detach(
+                self._monitor, self._host, disk, timeout_s=timeout_s, report=self._report
+            )
 
     async def unplug_only(
         self, uuid: uuid_module.UUID, *, timeout_s: float = unplugging.DEFAULT_TIMEOUT_S
     ) -> Unplugged:
         """Unplug a disk and leave its volume attached."""
-        return await unplugging.unplug(self._monitor, DiskNames(uuid), timeout_s=timeout_s, report=self._report)
+        async with self._lock:
+            return await unplugging.unplug(self._monitor, DiskNames(uuid), timeout_s=timeout_s, report=self._report)
 
     async def repoint(self, uuid: uuid_module.UUID, target: Location | str) -> Repointed:
         """Move a disk to another access to the same volume: a location, or the text of a URI or path."""
         location = parse_uri(target, look=opened_as) if isinstance(target, str) else target
-        return await repointing.repoint(self._monitor, DiskNames(uuid), location, report=self._report)
+        async with self._lock:
+            return await repointing.repoint(self._monitor, DiskNames(uuid), location, report=self._report)
 
     async def resize(self, disk: Disk, new_size_mib: int, *, old_size_mib: int | None = None) -> Resized:
         """Grow a disk and its volume; the guest sees the new size afterwards."""
-        return await resizing.resize(
-            self._monitor, self._host, disk, new_size_mib, old_size_mib=old_size_mib, report=self._report
-        )
+        async with self._lock:
+            return await resizing.resize(
+                self._monitor, self._host, disk, new_size_mib, old_size_mib=old_size_mib, report=self._report
+            )
 
 
 @contextlib.asynccontextmanager
@@ -107,9 +118,9 @@ class Vm:
         """See ``AsyncVm.disks``."""
         return self._run(self._vm.disks())
 
-    def plug(self, disk: Disk) -> Plugged:
+    def plug(self, disk: Disk, *, exclusive: bool = True) -> Plugged:
         """See ``AsyncVm.plug``."""
-        return self._run(self._vm.plug(disk))
+        return self._run(self._vm.plug(disk, exclusive=exclusive))
 
     def unplug(self, disk: Disk, *, timeout_s: float = unplugging.DEFAULT_TIMEOUT_S) -> Unplugged:
         """See ``AsyncVm.unplug``."""

@@ -58,7 +58,7 @@ class Ended:
 def hvext(*words: str, stdin: bytes = b"", status: int | None = None, **environment: str) -> Ended:
     """Run the program to its end; ``status`` is what it must end with."""
     ended = subprocess.run(
-        [sys.executable, "-m", "hvext.cli", *words],
+        [sys.executable, "-m", "hvext", *words],
         cwd=ROOT,
         env={**os.environ, "HOME": tempfile.gettempdir(), **environment},
         input=stdin,
@@ -504,7 +504,7 @@ def into_closed_pipe(*words: str) -> Ended:
     os.close(read_end)
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", "hvext.cli", *words],
+            [sys.executable, "-m", "hvext", *words],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=write_end,
@@ -541,7 +541,7 @@ def test_closed_or_full_streams_cause_no_traceback(
 ) -> None:
     script = f'exec "$@" {redirection}'
     ended = subprocess.run(
-        ["sh", "-c", script, "sh", sys.executable, "-m", "hvext.cli", "providers", *provided],
+        ["sh", "-c", script, "sh", sys.executable, "-m", "hvext", "providers", *provided],
         cwd=ROOT,
         capture_output=True,
         check=False,

@@ -523,9 +523,13 @@ def test_growing_twice_under_one_client_keeps_it_connected(place: Place) -> None
             place.grow(24)
             assert (oldest.size(), older.size(), qemu_io(uri, "length").strip()) == ("16 MiB", "20 MiB", "24 MiB")
             assert len(place.servers()) == 3
-            place.do("detach")
-            assert place.servers() == []
-            assert "wrote" not in oldest.do("write 0 64k")
+            refused = place.run("detach")
+            assert refused.status == 1
+            assert "still has a client" in refused.err
+            assert "wrote" in oldest.do("write 0 64k")
+            assert "wrote" in older.do("write 0 64k")
+    place.do("detach")
+    assert place.servers() == []
 
 
 def test_a_grow_is_repeated_without_harm_and_finishes_an_interrupted_one(place: Place) -> None:

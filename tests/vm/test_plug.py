@@ -214,7 +214,7 @@ def test_two_processes_that_plug_at_once_get_different_places(
     guest = boot()
     disks = [create(f"v{number}") for number in range(4)]
     commands = [
-        [sys.executable, "-m", "hvext.cli", "plug", "--qmp", str(guest.machine.qmp_path), "--log-dir", "none"]
+        [sys.executable, "-m", "hvext", "plug", "--qmp", str(guest.machine.qmp_path), "--log-dir", "none"]
         + [word for name, value in disk.volume.parameters.items() for word in ("-p", f"{name}={value}")]
         + ["sample", disk.volume.name]
         for disk in disks

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,13 +13,16 @@ from hvext.core.stamp import check_blocks
 from hvext.core.uri import parse_uri
 from hvext.errors import DiskNotFound, OperationFailed, RepointRefused
 from hvext.host.guest import Writer
+from hvext.host.machine import Machine, start_storage_daemon
+from hvext.host.provider import ProviderHost
 from hvext.operations import attachments
 from hvext.operations.vm import Vm, open_vm
+from tests.providers import write_provider
 from tests.vm.state import on_debug_monitor, state_of
 from tests.vm.volume import kill_servers, read_direct, wait_for_disk
 
 if TYPE_CHECKING:
-    from tests.vm.conftest import GuestFactory, Storage
+    from tests.vm.conftest import GuestFactory, MachineFactory, Storage
 
 pytestmark = pytest.mark.vm
 BLOCKS = 1024
@@ -96,6 +101,70 @@ def test_a_disk_with_limits_moves_and_keeps_them(
         vm.unplug(disk)
     per_second = (second.writes - first.writes) / ((second.elapsed_us - first.elapsed_us) / 1e6)
     assert per_second < 100
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"discard": "unmap", "detect_zeroes": "unmap", "aio": "native"},
+        {"read_only": True},
+        {"cache": "directsync", "aio": "io_uring"},
+    ],
+)
+def test_a_moved_disk_is_opened_as_it_was_before(
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk], options: dict[str, Any]
+) -> None:
+    vm_machine = machine(start_paused=True)
+    disk = create(access="kernelspace", **options)
+    with open_vm(str(vm_machine.qmp_path), host=storage.host) as vm:
+        vm.plug(disk)
+        path, uri = storage.paths(disk)
+        before = _nodes(vm_machine)
+        vm.repoint(disk.volume.uuid, uri)
+        away = _nodes(vm_machine)
+        vm.repoint(disk.volume.uuid, path)
+        back = _nodes(vm_machine)
+    root = disk.names.root
+    for nodes in (before, away, back):
+        protocol = next(name for name in nodes if name != root)
+        # The character before the generation tells aio and discard, which QEMU does not report.
+        assert protocol[:-1] == next(name for name in before if name != root)[:-1]
+        assert all(node["ro"] is bool(options.get("read_only")) for node in nodes.values())
+        assert all(node["cache"] == next(iter(before.values()))["cache"] for node in nodes.values())
+        assert nodes[root]["detect_zeroes"] == options.get("detect_zeroes", "off")
+
+
+def _nodes(machine: Machine) -> dict[str, Any]:
+    return {node["node-name"]: node for node in on_debug_monitor(machine, "query-named-block-nodes", flat=True)}
+
+
+def test_a_name_that_looks_encoded_is_not_decoded_twice(
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk], tmp_path: Path
+) -> None:
+    # Two exports of one size: "v%41" and "vA". What hvext prints of the first must not lead to the second.
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    with tempfile.TemporaryDirectory(prefix="hvext-") as short:
+        server = [
+            *("--blockdev", f"driver=file,node-name=f,filename={image}"),
+            *("--nbd-server", f"addr.type=unix,addr.path={short}/s,max-connections=0"),
+            *("--export", "type=nbd,id=one,node-name=f,name=v%41,writable=on"),
+            *("--export", "type=nbd,id=two,node-name=f,name=vA,writable=on"),
+        ]
+        with start_storage_daemon(server, tmp_path / "logs"):
+            answer = rf"\nkvm:nbd+unix:///v%%2541?socket={short}/s\n"
+            write_provider(tmp_path / "p", "fake", {"attach": f"printf '{answer}'"})
+            vm_machine = machine(start_paused=True)
+            disk = Disk.from_mapping({"provider": "fake", "volume": "v"})
+            host = ProviderHost(search_path=(str(tmp_path / "p"),))
+            with open_vm(str(vm_machine.qmp_path), host=host) as vm:
+                first = vm.plug(disk).location
+                again = vm.plug(disk).location
+                assert first == again == f"nbd+unix:///v%2541?socket={short}/s"
+                assert not vm.repoint(disk.volume.uuid, again).changed
+                moved = vm.repoint(disk.volume.uuid, f"nbd+unix:///vA?socket={short}/s")
+                assert moved.before == first
+            vm_machine.stop()
 
 
 def test_a_move_to_where_the_disk_is_changes_nothing_and_says_so(

@@ -330,6 +330,17 @@ end_processes() {
     rm -f -- "$run_folder/ending"
 }
 
+has_no_clients() {
+    for socket in "$run_folder"/nbd*.*.sock; do
+        [ ! -S "$socket" ] || [ "$(grep -cF " $socket" /proc/net/unix)" -le 1 ] || return 1
+    done
+}
+
+need_no_clients() {
+    within "$RELEASE_TIMEOUT_S" has_no_clients ||
+        fail "an NBD server of volume $VOL_NAME still has a client; end it, or cut it off with close, then detach again"
+}
+
 end_servers() {
     [ -d "$run_folder" ] || [ -n "$(servers)" ] || return 0
     mkdir -p -- "$run_folder"
@@ -431,10 +442,12 @@ serve_path() {
 
 # Who has the device $1 open, in words; nothing if nobody has.
 users_of() {
-    find /proc/[0-9]*/fd -lname "$1" 2>/dev/null | cut -d / -f 3 | sort -un | while read -r pid; do
-        printf 'process %s %s, ' "$pid" "$(cat "/proc/$pid/comm" 2>/dev/null)"
-    done
-    claims_of "$1"
+    {
+        find /proc/[0-9]*/fd -lname "$1" 2>/dev/null | cut -d / -f 3 | sort -un | while read -r pid; do
+            printf 'process %s %s, ' "$pid" "$(cat "/proc/$pid/comm" 2>/dev/null)"
+        done
+        claims_of "$1"
+    } | sed 's/, $//'
 }
 
 # The filesystems mounted from the device $1 and the devices made of it, in words.

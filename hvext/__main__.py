@@ -1,4 +1,4 @@
-"""``python -m hvext.cli``."""
+"""``python -m hvext``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,260 @@
+"""An answer that gets lost, at every single command of every operation.
+
+QEMU carries the command out, and hvext does not hear of it. Which commands there are is counted, not listed, so that a
+new one cannot be forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hvext.core.disk import Disk
+from hvext.core.uri import parse_uri
+from hvext.errors import CommandTimeout, HvextError, OperationFailed
+from hvext.host.files import opened_as
+from hvext.host.qmp import Monitor, connect
+from hvext.operations import attachments
+from hvext.operations.inspect import running_disk
+from hvext.operations.plug import plug
+from hvext.operations.repoint import repoint
+from hvext.operations.resize import resize
+from hvext.operations.unplug import unplug_and_detach
+from hvext.operations.vm import open_vm_async
+from tests.vm.state import on_debug_monitor, state_of
+
+if TYPE_CHECKING:
+    from tests.vm.conftest import MachineFactory, Storage
+
+pytestmark = pytest.mark.vm
+#: Commands that only look: losing their answer is a plain error.
+LOOKS = ("query-", "qom-list", "qom-get")
+
+
+@dataclass
+class Lossy:
+    """A monitor that loses the answer of the command number ``lose`` that changes something, counted from 0."""
+
+    monitor: Monitor
+    lose: int
+    changes: list[str] = field(default_factory=list)
+
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None, **options: Any) -> Any:
+        result = await self.monitor.execute(command, arguments, **options)
+        if not command.startswith(LOOKS):
+            self.changes.append(command)
+            if len(self.changes) == self.lose + 1:
+                raise CommandTimeout(f"the answer of {command} got lost")
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.monitor, name)
+
+
+@asynccontextmanager
+async def lossy(path: object, lose: int) -> AsyncIterator[Any]:
+    async with connect(str(path)) as monitor:
+        yield Lossy(monitor, lose)
+
+
+async def lose_each(path: object, work: Callable[[Any], Awaitable[object]], after: Callable[[str], None]) -> list[str]:
+    """Do the work again and again, each time with the next answer lost, until there is none left to lose."""
+    lost: list[str] = []
+    while True:
+        async with lossy(path, len(lost)) as monitor:
+            try:
+                await work(monitor)
+            except HvextError:
+                lost.append(monitor.changes[len(lost)])
+            else:
+                if len(monitor.changes) <= len(lost):
+                    return lost
+                lost.append(monitor.changes[len(lost)])
+        await asyncio.to_thread(after, lost[-1])
+
+
+async def test_a_plug_whose_answer_gets_lost_leaves_nothing_whichever_it_is(
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
+) -> None:
+    # A SCSI disk goes at once, so that nothing of it may stay.
+    vm_machine = machine(start_paused=True, scsi_controllers=1)
+    disk = create(device="scsi-hd", iops_total=100)
+    before = state_of_in_thread = await asyncio.to_thread(state_of, vm_machine, storage.folder)
+
+    def same(command: str) -> None:
+        assert state_of(vm_machine, storage.folder) == before, command
+
+    lost = await lose_each(vm_machine.qmp_path, lambda monitor: plug(monitor, storage.host, disk), same)
+    assert lost == ["object-add", "blockdev-add", "blockdev-add", "blockdev-add", "device_add"]
+    assert state_of_in_thread is before
+
+
+async def test_a_plug_that_cannot_be_undone_keeps_the_volume_attached(
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
+) -> None:
+    # A paused guest does not let a PCI disk go: detaching its volume would pull it from under QEMU.
+    vm_machine = machine(start_paused=True)
+    disk = create()
+    async with lossy(vm_machine.qmp_path, 2) as monitor:
+        with pytest.raises(OperationFailed) as failure:
+            await plug(monitor, storage.host, disk)
+        assert monitor.changes[2] == "device_add"
+        assert any("attach sample/vol (kept" in left for left in failure.value.left)
+        assert (await running_disk(monitor, disk.names)).device is not None
+    state = await asyncio.to_thread(state_of, vm_machine, storage.folder)
+    assert state.loops
+    # The volume still serves: a fresh connection opens it.
+    uri = (await asyncio.to_thread(attachments.offer, storage.host, disk)).attachment.uris_for("kvm")[0]
+    location = parse_uri(uri)
+    await asyncio.to_thread(
+        lambda: on_debug_monitor(vm_machine, "blockdev-add", driver="nbd", node_name="probe", **location.blockdev())
+    )
+
+
+async def test_a_move_whose_answer_gets_lost_leaves_the_disk_whole(
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
+) -> None:
+    vm_machine = machine(start_paused=True, scsi_controllers=1)
+    disk = create(device="scsi-hd")
+    async with open_vm_async(str(vm_machine.qmp_path), host=storage.host) as vm:
+        await vm.plug(disk)
+    path, uri = await asyncio.to_thread(storage.paths, disk)
+    places = {path, parse_uri(uri).filename}
+
+    async def move(monitor: Any) -> None:
+        now = (await running_disk(monitor.monitor, disk.names)).protocol
+        assert now is not None
+        target = uri if now.filename == path else path
+        await repoint(monitor, disk.names, parse_uri(target, look=opened_as))
+
+    def whole(command: str) -> None:
+        nodes = on_debug_monitor(vm_machine, "query-named-block-nodes", flat=True)
+        root = next(node for node in nodes if node["node-name"] == disk.names.root)
+        assert root["file"] in places, command
+        # A lost answer to the last command may leave a node; the next move removes it.
+        assert len(nodes) in (2, 3), command
+
+    lost = await lose_each(vm_machine.qmp_path, move, whole)
+    assert lost == ["blockdev-add", "blockdev-reopen", "blockdev-del"]
+    async with open_vm_async(str(vm_machine.qmp_path), host=storage.host) as vm:
+        assert len((await vm.disks())[disk.volume.uuid].protocols) == 1
+
+
+async def test_a_resize_whose_answer_gets_lost_is_finished_by_repeating_it(
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
+) -> None:
+    vm_machine = machine(start_paused=True, scsi_controllers=1)
+    disk = create(device="scsi-hd", access="userspace")
+    async with open_vm_async(str(vm_machine.qmp_path), host=storage.host) as vm:
+        await vm.plug(disk)
+        for lose in range(4):
+            size_mib = 65 + lose
+            async with lossy_over(vm.monitor, lose) as monitor:
+                with pytest.raises(OperationFailed, match="got lost"):
+                    await resize(monitor, storage.host, disk, size_mib)
+            assert (await vm.resize(disk, size_mib)).after_bytes == size_mib << 20
+            assert len((await vm.disks())[disk.volume.uuid].protocols) == 1
+
+
+@asynccontextmanager
+async def lossy_over(monitor: Monitor, lose: int) -> AsyncIterator[Any]:
+    yield Lossy(monitor, lose)
+
+
+async def test_an_unplug_whose_answer_gets_lost_is_finished_by_repeating_it(
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
+) -> None:
+    vm_machine = machine(start_paused=True, scsi_controllers=1)
+    disk = create(device="scsi-hd", iops_total=100)
+    before = await asyncio.to_thread(state_of, vm_machine, storage.folder)
+    async with open_vm_async(str(vm_machine.qmp_path), host=storage.host) as vm:
+        for lose in range(5):
+            await vm.plug(disk)
+            monitor: Any = Lossy(vm.monitor, lose)
+            with pytest.raises(HvextError, match="got lost"):
+                await unplug_and_detach(monitor, storage.host, disk)
+            finished = await vm.unplug(disk)
+            assert finished.finished
+            if not finished.detached:
+                # The answer to the very last command was lost: nothing tells that this guest had the disk.
+                await asyncio.to_thread(attachments.detach, storage.host, disk)
+            assert await asyncio.to_thread(state_of, vm_machine, storage.folder) == before, monitor.changes
+
+
+async def test_operations_from_several_tasks_take_turns(
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
+) -> None:
+    vm_machine = machine(start_paused=True)
+    one, two = create("one"), create("two")
+    async with open_vm_async(str(vm_machine.qmp_path), host=storage.host) as vm:
+        results = await asyncio.gather(vm.plug(one), vm.plug(two), vm.plug(one))
+        assert [result.changed for result in results] == [True, True, False]
+        buses = {
+            await vm.monitor.execute(
+                "qom-get", {"path": f"/machine/peripheral/{disk.names.device}", "property": "parent_bus"}
+            )
+            for disk in (one, two)
+        }
+        assert len(buses) == 2
+
+
+async def test_a_place_that_is_taken_while_the_volume_is_attached_is_not_used_twice(
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
+) -> None:
+    vm_machine = machine(start_paused=True)
+    disk = create(parameters={"attach_delay": "1"})
+    async with open_vm_async(str(vm_machine.qmp_path), host=storage.host) as vm:
+        plugging = asyncio.create_task(vm.plug(disk))
+        await asyncio.sleep(0.4)
+        await asyncio.to_thread(
+            lambda: (
+                on_debug_monitor(vm_machine, "device_add", driver="virtio-blk-pci", id="other", bus="rp0", drive="x")
+                if on_debug_monitor(vm_machine, "blockdev-add", driver="null-co", node_name="x") == {}
+                else None
+            )
+        )
+        await plugging
+        path = f"/machine/peripheral/{disk.names.device}"
+        bus = await vm.monitor.execute("qom-get", {"path": path, "property": "parent_bus"})
+        assert bus.endswith("/rp1")
+
+
+async def test_a_disk_that_this_guest_never_had_keeps_its_volume(
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
+) -> None:
+    first, second = machine(start_paused=True), machine(start_paused=True)
+    disk = create()
+    async with open_vm_async(str(first.qmp_path), host=storage.host) as vm:
+        await vm.plug(disk)
+    async with open_vm_async(str(second.qmp_path), host=storage.host) as vm:
+        result = await vm.unplug(disk)
+        assert (result.state, result.detached) == ("absent", False)
+    assert (await asyncio.to_thread(state_of, first, storage.folder)).loops
+
+
+async def test_a_device_that_libvirt_made_is_not_unplugged_behind_its_back(machine: MachineFactory) -> None:
+    vm_machine = machine(start_paused=True, scsi_controllers=1)
+    disk = Disk.from_mapping({"provider": "sample", "volume": "v"})
+
+    def foreign() -> None:
+        on_debug_monitor(vm_machine, "blockdev-add", driver="null-co", node_name="libvirt-1-format")
+        on_debug_monitor(
+            vm_machine,
+            "device_add",
+            driver="scsi-hd",
+            id=f"ua-{disk.names.device}",
+            drive="libvirt-1-format",
+            bus="scsi0.0",
+        )
+
+    await asyncio.to_thread(foreign)
+    before = await asyncio.to_thread(state_of, vm_machine)
+    async with open_vm_async(str(vm_machine.qmp_path)) as vm:
+        with pytest.raises(HvextError, match="libvirt made it"):
+            await vm.unplug(disk)
+    assert await asyncio.to_thread(state_of, vm_machine) == before
