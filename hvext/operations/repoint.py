@@ -130,7 +130,7 @@ async def exchange(
     """Put a new protocol node for ``location`` under the raw node and delete the old one.
 
     With ``exact_size`` the new storage must have the disk's size, else at least that. Raises RepointRefused before
-    anything is changed, OperationFailed after everything was undone.
+    anything is changed, OperationFailed after everything was undone, or when only the old node could not be deleted.
     """
     root, old, names = disk.root, disk.protocol, disk.running.names
     if not old.direct:
@@ -183,6 +183,8 @@ async def exchange(
             do=lambda: monitor.execute("blockdev-reopen", reopen(new_name)),
             undo=lambda: monitor.execute("blockdev-reopen", reopen(old.name)),
         ),
-        Step(name=f"close {old.where}", do=lambda: delete_node(monitor, old.name)),
     ]
     await carry_out(f"move disk {names.uuid} to {target}", steps, report=report)
+    # The move is done: a node that stays is no reason to go back, and the next move removes it.
+    close = Step(name=f"close {old.where}", do=lambda: delete_node(monitor, old.name))
+    await carry_out(f"finish the move of disk {names.uuid} to {target}, where it is now", [close], report=report)
