@@ -1,7 +1,7 @@
 """An answer that gets lost, at every single command of every operation.
 
-QEMU carries the command out, and hvext does not hear of it. Which commands there are is counted, not listed, so that a
-new one cannot be forgotten.
+QEMU carries the command out, and hvext does not hear of it. For plug and move, which commands there are is found by
+running until no answer is left to lose, so that a new one cannot be forgotten.
 """
 
 from __future__ import annotations
