@@ -40,6 +40,11 @@ class Node:
         return location.uri() if location and not location.local_aio else self.filename
 
     @property
+    def grows_in_place(self) -> bool:
+        """Whether the open node can see that its storage has grown; an NBD connection keeps the size it began with."""
+        return self.driver != "nbd"
+
+    @property
     def by_name(self) -> ProtocolName | None:
         """What the name of a protocol node says of it; None for any other node."""
         return parse_protocol_name(self.name)

@@ -124,6 +124,16 @@ async def _without_leftovers(monitor: Monitor, running: RunningDisk) -> RunningD
     return await running_disk(monitor, running.names)
 
 
+def check_direct(disk: Movable) -> None:
+    """Raise RepointRefused for a disk whose storage is opened with the host's page cache in between."""
+    if not disk.protocol.direct:
+        raise RepointRefused(
+            f"disk {disk.running.names.uuid} is not opened with cache.direct=on: after a move the guest would read "
+            "stale data",
+            hint="only cache=none and cache=directsync disks can be moved; unplug it and plug it with cache=none",
+        )
+
+
 async def exchange(
     monitor: Monitor, disk: Movable, location: Location, *, exact_size: bool, report: Report = silent
 ) -> None:
@@ -133,11 +143,7 @@ async def exchange(
     anything is changed, OperationFailed after everything was undone, or when only the old node could not be deleted.
     """
     root, old, names = disk.root, disk.protocol, disk.running.names
-    if not old.direct:
-        raise RepointRefused(
-            f"disk {names.uuid} is not opened with cache.direct=on: a move would let the guest read stale data",
-            hint="only cache=none and cache=directsync disks can be moved; unplug it and plug it with cache=none",
-        )
+    check_direct(disk)
     new = protocol_node_of(
         location,
         names,

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
+from hvext.core.uri import Location
 from hvext.core.volume import check_size_mib
 from hvext.errors import CommandRefused, InputError, OperationFailed, QemuError, RepointRefused
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
-from hvext.operations.repoint import exchange, movable
+from hvext.operations.repoint import Movable, check_direct, exchange, movable
 from hvext.operations.steps import Report, Step, carry_out, silent
 from hvext.operations.threads import in_thread
 from hvext.operations.volumes import Grown, grow_volume
@@ -71,6 +72,7 @@ async def resize(
     if found.root.read_only:
         raise InputError(f"disk {disk.names.uuid} is read-only: QEMU does not resize it")
     before = found.top.size_bytes
+    _fresh_location(found)
     old_mib = before // MIB if old_size_mib is None else check_size_mib(old_size_mib, "old size")
     if new_size_mib * MIB < before:
         raise InputError(f"the disk has {_mib(before)}; {new_size_mib} MiB would shrink it", hint="disks can only grow")
@@ -105,6 +107,24 @@ async def resize(
     )
 
 
+def _fresh_location(disk: Movable) -> Location | None:
+    """Return where the storage has to be opened afresh to see a new size; None where the open node sees it.
+
+    Raises RepointRefused when that cannot be done.
+    """
+    node = disk.protocol
+    if node.grows_in_place:
+        return None
+    if node.location is None:
+        raise RepointRefused(
+            f"QEMU does not tell where disk {disk.running.names.uuid} is ({node.filename}), and an open {node.driver} "
+            "node does not see that its storage grew",
+            hint="move it with hvext repoint to its URI first",
+        )
+    check_direct(disk)
+    return node.location
+
+
 def _mib(size_bytes: int) -> str:
     mib, rest = divmod(size_bytes, MIB)
     return f"{size_bytes} bytes" if rest else f"{mib} MiB"
@@ -121,14 +141,9 @@ async def show_size(monitor: Monitor, names: DiskNames, size_bytes: int, *, repo
     old, top = disk.protocol, disk.top
     if top.size_bytes >= size_bytes and old.size_bytes >= size_bytes:
         return top.size_bytes
-    location = old.location
-    if old.size_bytes < size_bytes and (location is None or not location.grows_in_place):
-        if location is None:
-            raise RepointRefused(
-                f"QEMU does not tell where disk {names.uuid} is ({old.filename}), so it cannot be opened afresh",
-                hint="move it with hvext repoint to its URI first",
-            )
-        await exchange(monitor, disk, location, exact_size=False, report=report)
+    fresh = _fresh_location(disk) if old.size_bytes < size_bytes else None
+    if fresh is not None:
+        await exchange(monitor, disk, fresh, exact_size=False, report=report)
     seen = 0
 
     async def resize_node() -> None:

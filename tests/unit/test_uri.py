@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hvext.core.options import DetectZeroes
+from hvext.core.running import Node
 from hvext.core.uri import FileLocation, Location, Opened, parse_filename, parse_uri
 from hvext.core.uri.nbd import EXPORT_BYTES, SOCKET_PATH_BYTES, NbdLocation, TcpServer, UnixServer
 from hvext.core.uri.rbd import RbdLocation
@@ -246,10 +248,23 @@ def test_what_a_driver_is_told_is_what_the_location_says() -> None:
     assert rbd("p", "i").blockdev() == {"pool": "p", "image": "i"}
 
 
+def _node(driver: str) -> Node:
+    return Node(
+        name="n",
+        driver=driver,
+        filename="",
+        size_bytes=0,
+        read_only=False,
+        direct=True,
+        no_flush=False,
+        detect_zeroes=DetectZeroes.OFF,
+    )
+
+
 def test_only_local_files_take_an_aio_mode_and_only_nbd_cannot_see_storage_grow() -> None:
     locations = (file("/f"), device("/d"), rbd("p", "i"), tcp("h"), unix("/s"))
     assert [location.local_aio for location in locations] == [True, True, False, False, False]
-    assert [location.grows_in_place for location in locations] == [True, True, True, False, False]
+    assert [_node(location.driver).grows_in_place for location in locations] == [True, True, True, False, False]
 
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hvext.core.disk import Disk
-from hvext.errors import InputError, OperationFailed
+from hvext.errors import InputError, OperationFailed, RepointRefused
 from hvext.host.guest import Writer
 from hvext.operations.vm import open_vm
 from tests.vm.state import state_of
 from tests.vm.volume import wait_for_bytes, wait_for_disk
 
 if TYPE_CHECKING:
-    from tests.vm.conftest import GuestFactory, Storage
+    from tests.vm.conftest import GuestFactory, MachineFactory, Storage
 
 pytestmark = pytest.mark.vm
 MIB = 1 << 20
@@ -91,3 +91,22 @@ def test_a_resize_that_was_interrupted_after_the_volume_grew_is_finished_by_repe
         assert vm.resize(disk, 96).changed
         wait_for_bytes(guest.console, name, 96 * MIB)
         vm.unplug(disk)
+
+
+def test_a_disk_that_cannot_show_a_new_size_is_refused_before_its_volume_grows(
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
+) -> None:
+    vm_machine = machine(start_paused=True)
+    buffered, read_only = create("one", access="userspace", cache="writeback"), create("two", read_only=True)
+    by_path = create("three", access="kernelspace", cache="writeback")
+    with open_vm(str(vm_machine.qmp_path), host=storage.host) as vm:
+        for disk in (buffered, read_only, by_path):
+            vm.plug(disk)
+        with pytest.raises(RepointRefused, match=r"cache\.direct=on"):
+            vm.resize(buffered, 96)
+        with pytest.raises(InputError, match="read-only"):
+            vm.resize(read_only, 96)
+        sizes = {path.parent.name: path.stat().st_size for path in (storage.folder / "volumes").glob("*/data.raw")}
+        assert sizes == dict.fromkeys(("one", "two", "three"), 64 * MIB)
+        # By its path, the open node sees that the storage grew: no move is needed.
+        assert vm.resize(by_path, 96).after_bytes == 96 * MIB

@@ -44,11 +44,6 @@ class Location(ABC):
         """Return the location as libvirt's disk XML says it; raises RenderError where it cannot."""
 
     @property
-    def grows_in_place(self) -> bool:
-        """Whether an open node of this driver can see that the storage has grown."""
-        return True
-
-    @property
     def local_aio(self) -> bool:
         """Whether the driver does file I/O on this host and takes the ``aio`` option."""
         return False

@@ -123,10 +123,6 @@ class NbdLocation(Location):
             SubElement(source, "host", {"name": self.server.host, "port": str(self.server.port)})
         return LibvirtSource(disk_type="network", element=source)
 
-    @property
-    def grows_in_place(self) -> bool:
-        return False
-
 
 def parse_filename(filename: str) -> NbdLocation | None:
     """Return the location whose ``filename`` this is; None when it cannot be told (QEMU encodes nothing in it)."""
