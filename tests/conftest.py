@@ -5,13 +5,35 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.secrecy import Secrecy
+
+pytest_plugins = ("tests.second_qemu", "pytester")
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background, where shells ignore Ctrl-C: the programs under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch over the suite's secrets."""
+    config.pluginmanager.register(Secrecy(), "hvext-secrecy")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _private_folder() -> Iterator[None]:
+    """Private files in a folder of their own; none may be left at the end."""
+    with tempfile.TemporaryDirectory(prefix="hvext-") as folder:
+        os.environ["HVEXT_RUNTIME_DIR"] = f"{folder}/run"
+        yield
+        left = [str(path) for path in Path(folder).rglob("*") if not path.is_dir()]
+        del os.environ["HVEXT_RUNTIME_DIR"]
+    assert not left, f"private files are left: {left}"
 
 
 def need(program_or_path: str, package: str) -> str:
