@@ -16,6 +16,7 @@ The tree::
     ├── AccessError                the wished access is not among what the provider offers
     ├── ProgramError               a program of the host (not a provider script) failed
     ├── QemuError
+    │   ├── CapabilityError        this QEMU cannot do what is asked: nothing was sent
     │   ├── MonitorError           no QMP monitor there, busy, or the connection broke
     │   ├── CommandRefused         QEMU answered with an error: nothing was changed
     │   └── CommandTimeout         no answer in time: the command may have been carried out
@@ -115,6 +116,10 @@ class ProgramError(HvextError):
 
 class QemuError(HvextError):
     """Something about a running QEMU."""
+
+
+class CapabilityError(QemuError):
+    """QEMU cannot do what is asked: it lacks the command, driver, device or option. Nothing was sent to it."""
 
 
 class MonitorError(QemuError):

@@ -10,8 +10,10 @@ from pathlib import Path
 from hvext.core.access import Access
 from hvext.core.disk import Disk, parse_uuid
 from hvext.core.options import DiskOptions
+from hvext.core.uri.mask import masked
 from hvext.core.volume import Volume, derived_uuid
 from hvext.errors import InputError
+from hvext.host.private import read_secret_file
 from hvext.host.provider import DEFAULT_SEARCH_PATH, DEFAULT_TIMEOUT_S, ProviderHost
 
 
@@ -46,7 +48,7 @@ def pairs(texts: Iterable[str], option: str) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise InputError(f"{option} takes NAME=VALUE; got {text!r}")
+            raise InputError(f"{option} takes NAME=VALUE; got {masked(text)!r}")
         if name in result:
             raise InputError(f"{option} {name} is given twice")
         result[name] = value
@@ -56,18 +58,29 @@ def pairs(texts: Iterable[str], option: str) -> dict[str, str]:
 def disk(arguments: argparse.Namespace) -> Disk:
     """Return the disk that a command names by provider and volume."""
     uuid = arguments.disk_uuid
-    parameters = pairs(arguments.parameter, "-p")
+    values = parameters(arguments)
     return Disk(
         provider=arguments.provider,
         volume=Volume(
             name=arguments.volume,
-            uuid=parse_uuid(uuid) if uuid else derived_uuid(arguments.provider, arguments.volume, parameters),
+            uuid=parse_uuid(uuid) if uuid else derived_uuid(arguments.provider, arguments.volume, values),
             cname=arguments.cname,
-            parameters=parameters,
+            parameters=values,
         ),
         access=Access(arguments.access or Access.PREFER_USERSPACE),
+        secret_files=pairs(arguments.secret, "--secret"),
         options=options(arguments),
     )
+
+
+def parameters(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the provider's parameters of ``-p`` and ``--parameter-file``; raises InputError."""
+    values = pairs(arguments.parameter, "-p")
+    for name, path in pairs(arguments.parameter_file, "--parameter-file").items():
+        if name in values:
+            raise InputError(f"parameter {name} is given twice")
+        values[name] = read_secret_file(path)
+    return values
 
 
 def options(arguments: argparse.Namespace) -> DiskOptions:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 from hvext.cli.arguments import options
 from hvext.cli.output import print_json, print_warnings
@@ -18,10 +20,11 @@ from hvext.core.disk import parse_uuid
 from hvext.core.domain_xml import disk_xml
 from hvext.core.identity import DiskNames
 from hvext.core.options import DeviceModel, Placement
-from hvext.core.plan import plan_disk
-from hvext.core.uri import Location
+from hvext.core.plan import options_obstacle, plan_disk
+from hvext.core.uri import Location, masked
 from hvext.core.volume import derived_uuid
 from hvext.errors import AccessError, InputError, RenderError
+from hvext.host.private import private_folder
 
 _QEMU = "kvm"
 
@@ -44,6 +47,8 @@ def explain(arguments: argparse.Namespace) -> int:
         result |= {
             "blockdev": [],
             "objects": [],
+            "chardevs": [],
+            "files": [],
             "controller": None,
             "device": None,
             "argv": [],
@@ -52,8 +57,8 @@ def explain(arguments: argparse.Namespace) -> int:
             "notes": [],
         }
     else:
-        choice = choose_access(attachment, access, look=look)
-        uuid = parse_uuid(arguments.disk_uuid) if arguments.disk_uuid else derived_uuid("explain", answer.decode())
+        uuid = parse_uuid(arguments.disk_uuid) if arguments.disk_uuid else _uuid(attachment)
+        choice = choose_access(attachment, access, look=look, obstacle=_obstacle(DiskNames(uuid), arguments))
         result["chosen"] = choice.to_json()
         location = choice.chosen.location
         result |= _renderings(DiskNames(uuid), location, arguments)
@@ -62,6 +67,23 @@ def explain(arguments: argparse.Namespace) -> int:
     else:
         _print_words(result, attachment)
     return 0
+
+
+def _uuid(attachment: Attachment) -> UUID:
+    """Return a uuid for the disk, always the same for one answer; no secret has a part in it."""
+    uris = [f"{line.hypervisor}:{masked(line.uri)}" for line in attachment.uris]
+    return derived_uuid("explain", "\n".join([attachment.block_path or "", *uris]))
+
+
+def _obstacle(names: DiskNames, arguments: argparse.Namespace) -> Callable[[Location], str | None]:
+    """Return what finds out why a location cannot be opened: by its options, and by ``--qemu`` where one is named."""
+    wished = options(arguments)
+    if arguments.qemu is None:
+        return lambda location: options_obstacle(location, wished)
+    from hvext.operations.capabilities import binary_capabilities
+    from hvext.operations.openable import openable
+
+    return openable(binary_capabilities(arguments.qemu), names, wished)
 
 
 def _read(name: str) -> bytes:
@@ -74,7 +96,7 @@ def _read(name: str) -> bytes:
 def _described(attachment: Attachment) -> dict[str, object]:
     return {
         "block_path": attachment.block_path,
-        "uris": [{"hypervisor": line.hypervisor, "uri": line.uri} for line in attachment.uris],
+        "uris": [{"hypervisor": line.hypervisor, "uri": masked(line.uri)} for line in attachment.uris],
         "warnings": list(attachment.warnings),
     }
 
@@ -83,7 +105,7 @@ def _for_other_hypervisor(attachment: Attachment, access: Access, hypervisor: st
     """Choose for a hypervisor that is not QEMU: its URI is handed on as it is."""
     uris = attachment.uris_for(hypervisor)
     if access is not Access.KERNELSPACE and uris:
-        return {"access": "userspace", "uri": uris[0], "reason": f"the first URI for {hypervisor}, as it is"}
+        return {"access": "userspace", "uri": masked(uris[0]), "reason": f"the first URI for {hypervisor}, as it is"}
     if access is not Access.USERSPACE and attachment.block_path:
         return {"access": "kernelspace", "path": attachment.block_path, "reason": f"no URI for {hypervisor} is used"}
     raise AccessError(f"the provider offers nothing for {hypervisor} with access={access}")
@@ -97,8 +119,8 @@ def _renderings(names: DiskNames, location: Location, arguments: argparse.Namesp
         controller = SHARED_CONTROLLER
         place = wished.placement
         wished = replace(wished, placement=Placement(bus=controller, scsi_id=place.scsi_id or 0, lun=place.lun or 0))
-    plan = plan_disk(names, location, wished, controller=controller)
-    notes = []
+    plan = plan_disk(names, location, wished, controller=controller, folder=private_folder()).stored()
+    notes = list(plan.notes)
     xml = None
     try:
         xml = disk_xml(plan)
@@ -106,7 +128,9 @@ def _renderings(names: DiskNames, location: Location, arguments: argparse.Namesp
         notes.append(str(error))
     return {
         "blockdev": list(plan.nodes),
-        "objects": list(plan.objects),
+        "objects": list(plan.all_objects),
+        "chardevs": list(plan.chardevs),
+        "files": [file.path for file in plan.needs.files],
         "controller": plan.controller,
         "device": plan.device,
         "argv": blockdev_argv(plan),
@@ -120,7 +144,7 @@ def _print_words(result: dict[str, object], attachment: Attachment) -> None:
     print_warnings(attachment.warnings)
     print(f"block path  {attachment.block_path or '(none)'}")
     for line in attachment.uris:
-        print(f"uri         {line.hypervisor}: {line.uri}")
+        print(f"uri         {line.hypervisor}: {masked(line.uri)}")
     chosen = result["chosen"]
     assert isinstance(chosen, dict)  # noqa: S101
     print(f"chosen      {chosen['access']}: {chosen.get('uri') or chosen.get('path')}")

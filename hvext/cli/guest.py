@@ -11,6 +11,7 @@ from typing import cast
 from hvext.cli.arguments import disk, provider_host
 from hvext.cli.output import print_json, print_table, print_warnings, reporter, size_text
 from hvext.core.disk import parse_uuid
+from hvext.core.uri import Location
 from hvext.errors import DiskNotFound, InputError
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S
@@ -58,7 +59,7 @@ def repoint(arguments: argparse.Namespace) -> int:
     """Move a disk to another access."""
     if (arguments.to is None) == (arguments.access is None):
         raise InputError("repoint takes either --to LOCATION or --access ACCESS")
-    target = arguments.to
+    target: Location | str | None = sys.stdin.read().strip() if arguments.to == "-" else arguments.to
     if _names_volume(arguments):
         wished = disk(arguments)
         uuid = wished.volume.uuid
@@ -71,7 +72,7 @@ def repoint(arguments: argparse.Namespace) -> int:
         if target is None:
             if uuid not in vm.disks():
                 raise DiskNotFound(f"the guest has no disk {uuid}", hint="hvext disks lists those it has")
-            target = attachments.offer(host, wished).choice.chosen.text
+            target = attachments.offer(host, wished).choice.chosen.location
         result = vm.repoint(uuid, target)
     if arguments.json:
         print_json(result.to_json())

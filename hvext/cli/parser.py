@@ -79,6 +79,10 @@ def build_parser() -> argparse.ArgumentParser:
     _volume_commands(command)
     _start_commands(command)
     _guest_commands(command)
+    can = command("capabilities", "capabilities:capabilities", "list what a QEMU can open and plug", _json)
+    which = can.add_mutually_exclusive_group()
+    which.add_argument("--qemu", metavar="BINARY", default="qemu-system-x86_64", help="default: %(default)s")
+    which.add_argument("--qmp", metavar="SOCKET", help="a running QEMU's monitor (a path or HOST:PORT)")
     demo = command("demo", "demo:demo", "boot a guest, and plug, move, grow and unplug a disk under its writes", _json)
     demo.add_argument("--guest", metavar="DIR", default="vm-images/out", help="the built guest (default: %(default)s)")
     demo.add_argument("--device", choices=("virtio-blk-pci", "scsi-hd"), default="virtio-blk-pci")
@@ -127,6 +131,7 @@ def _start_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     args.add_argument(
         "--format", choices=("blockdev", "drive", "qmp", "xml"), default="blockdev", help="default: %(default)s"
     )
+    _qemu(args)
     explain = command(
         "explain",
         "explain:explain",
@@ -141,6 +146,7 @@ def _start_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     explain.add_argument("--hypervisor", default="kvm", metavar="NAME", help="default: %(default)s")
     explain.add_argument("--disk-uuid", metavar="UUID", help="the disk's uuid (default: one derived from the answer)")
+    _qemu(explain)
     explain.add_argument("--offline", action="store_true", help="do not look whether the block device exists")
 
 
@@ -160,7 +166,9 @@ def _guest_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         _qmp, _optional_volume, _host, _json,
         epilog="--to takes a URI or an absolute path. --access asks the provider again (its attach is idempotent).",
     )  # fmt: skip
-    repoint.add_argument("--to", metavar="LOCATION", help="the URI or block device to move to")
+    repoint.add_argument(
+        "--to", metavar="LOCATION", help="the URI or block device to move to ('-': read it from standard input)"
+    )
     resize = command(
         "resize", "guest:resize", "grow a disk of a running guest, and its volume", _qmp, _volume, _host, _json
     )
@@ -177,6 +185,12 @@ def _seconds(text: str) -> float:
     if not seconds > 0:
         raise argparse.ArgumentTypeError(f"must be a number of seconds above 0; got {text!r}")
     return seconds
+
+
+def _qemu(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--qemu", metavar="BINARY", help="the QEMU that will open the disk: what it cannot open is passed over"
+    )
 
 
 def _json(parser: argparse.ArgumentParser) -> None:
@@ -200,6 +214,13 @@ def _parameters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="provider parameter (EXTP_NAME)"
     )
+    parser.add_argument(
+        "--parameter-file",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="provider parameter whose value is in a file: for secrets, which every user can see on a command line",
+    )
 
 
 def _disk(parser: argparse.ArgumentParser) -> None:
@@ -207,6 +228,13 @@ def _disk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--disk-uuid", metavar="UUID", help="the disk's uuid (default: from provider, volume and -p)")
     parser.add_argument("--cname", metavar="NAME", help="the disk's name for people (VOL_CNAME)")
     parser.add_argument("--access", choices=("prefer-userspace", "userspace", "kernelspace"), help="the wished access")
+    parser.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="ROLE=FILE",
+        help="a secret that the provider's URI lacks: password, key, cookie or proxy_password",
+    )
 
 
 def _volume(parser: argparse.ArgumentParser) -> None:

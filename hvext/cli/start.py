@@ -7,11 +7,14 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from shutil import which
 
 from hvext.cli.arguments import provider_host, split_commas
 from hvext.cli.output import print_json, print_warnings
+from hvext.core.capability import Capabilities
 from hvext.core.disk import Disk
 from hvext.errors import InputError
+from hvext.operations.capabilities import DEFAULT_QEMU, binary_capabilities
 from hvext.operations.start import Start, start_disks, stop_disks
 
 
@@ -23,10 +26,12 @@ def args(arguments: argparse.Namespace) -> int:
         disks += _from_file(arguments.disks)
     if not disks:
         raise InputError("no disks are given", hint="name them with --disk or --disks")
-    start = start_disks(host, disks, exclusive=not arguments.shared)
+    start = start_disks(
+        host, disks, exclusive=not arguments.shared, capabilities=_capabilities(arguments.qemu, arguments.format)
+    )
     try:
         for disk in start.disks:
-            print_warnings(disk.attached.attachment.warnings)
+            print_warnings(disk.warnings)
         _print(start, arguments.format, as_json=arguments.json)
         sys.stdout.flush()
     except BaseException:
@@ -34,6 +39,16 @@ def args(arguments: argparse.Namespace) -> int:
         print_warnings([f"NOT detached: {words}" for words in stop_disks(host, disks)])
         raise
     return 0
+
+
+def _capabilities(qemu: str | None, form: str) -> Capabilities | None:
+    """Return what the QEMU that will be started can open: the named one, else the installed one if there is one.
+
+    libvirt starts its own.
+    """
+    if qemu is None and (form == "xml" or which(DEFAULT_QEMU) is None):
+        return None
+    return binary_capabilities(qemu or DEFAULT_QEMU)
 
 
 def parse_disk(text: str) -> Disk:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from hvext.cli.arguments import disk, pairs, provider_host
+from hvext.cli.arguments import disk, parameters, provider_host
 from hvext.cli.output import print_json, print_warnings
 from hvext.core.disk import Disk
 from hvext.core.volume import Volume, derived_uuid
@@ -86,8 +86,8 @@ def snapshot(arguments: argparse.Namespace) -> int:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Have a provider check parameters; its script is told of no volume."""
-    parameters = pairs(arguments.parameter, "-p")
-    volume = Volume(name="none", uuid=derived_uuid(arguments.provider, "none"), parameters=parameters)
+    values = parameters(arguments)
+    volume = Volume(name="none", uuid=derived_uuid(arguments.provider, "none"), parameters=values)
     volumes.verify_parameters(provider_host(arguments), Disk(provider=arguments.provider, volume=volume))
     if arguments.json:
         print_json({"provider": arguments.provider, "state": "verified"})

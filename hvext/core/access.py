@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from hvext.core.answer import Attachment
+from hvext.core.secret import Secret
 from hvext.core.text import quoted
-from hvext.core.uri import Location, parse_uri
+from hvext.core.uri import Location, masked, parse_uri
 from hvext.core.uri.file import FileLocation, Opened
 from hvext.errors import AccessError, InputError
+
+_NO_SECRETS: Mapping[str, Secret] = MappingProxyType({})
 
 
 class Access(StrEnum):
@@ -25,7 +29,8 @@ class Access(StrEnum):
 class Candidate:
     """One way to open the volume.
 
-    ``access`` is USERSPACE or KERNELSPACE; ``text`` is the URI or the path as the provider printed it.
+    ``access`` is USERSPACE or KERNELSPACE; ``text`` is the URI or the path as the provider printed it, without its
+    secrets.
     """
 
     access: Access
@@ -69,13 +74,15 @@ def choose_access(
     hypervisor: str = "kvm",
     look: Callable[[str], Opened] | None = None,
     obstacle: Callable[[Location], str | None] = lambda _location: None,
+    secrets: Mapping[str, Secret] = _NO_SECRETS,
 ) -> Choice:
     """Return the candidates for ``access`` in order, the preferred one first.
 
     ``look`` tells whether a path is a file or a device (default: by its name). ``obstacle`` returns why the QEMU at
-    hand cannot open a location, or None when it can. Raises AccessError when nothing is left that ``access`` allows.
+    hand cannot open a location, or None when it can. ``secrets`` (by role) are given to locations that can have one
+    and bring none. Raises AccessError when nothing is left that ``access`` allows.
     """
-    uris, skipped = _userspace(attachment, hypervisor, look, obstacle)
+    uris, skipped = _userspace(attachment, hypervisor, look, obstacle, secrets)
     paths = _kernelspace(attachment)
     if access is Access.KERNELSPACE:
         if not paths:
@@ -104,19 +111,20 @@ def _userspace(
     hypervisor: str,
     look: Callable[[str], Opened] | None,
     obstacle: Callable[[Location], str | None],
+    secrets: Mapping[str, Secret],
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
     candidates: list[Candidate] = []
     skipped: list[str] = []
     for uri in attachment.uris_for(hypervisor):
         try:
-            location = parse_uri(uri, look=look)
+            location = parse_uri(uri, look=look).with_secrets(secrets)
         except InputError as error:
-            skipped.append(f"{quoted(uri)} cannot be used: {error}")
+            skipped.append(f"{quoted(masked(uri))} cannot be used: {error}")
             continue
         if why := obstacle(location):
-            skipped.append(f"{quoted(uri)} cannot be opened by this QEMU: {why}")
+            skipped.append(f"{quoted(masked(uri))} cannot be used here: {why}")
             continue
-        candidates.append(Candidate(access=Access.USERSPACE, text=uri, location=location))
+        candidates.append(Candidate(access=Access.USERSPACE, text=masked(uri), location=location))
     return tuple(candidates), tuple(skipped)
 
 

@@ -8,10 +8,11 @@ Source: Ganeti, doc/design-shared-storage.rst, "ExtStorage Interface support for
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hvext.core.provider import FileKind
 from hvext.core.text import quoted
+from hvext.core.uri.mask import masked
 from hvext.core.uri.schemes import is_known_scheme
 from hvext.errors import AnswerError
 
@@ -27,10 +28,13 @@ _STDERR = "print everything else to stderr"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HypervisorUri:
-    """One further line of the answer: ``hypervisor`` in lower case, ``uri`` as printed, ``line`` counted from 1."""
+    """One further line of the answer: ``hypervisor`` in lower case, ``uri`` as printed, ``line`` counted from 1.
+
+    The URI may hold secrets; ``masked`` shows it without.
+    """
 
     hypervisor: str
-    uri: str
+    uri: str = field(repr=False)
     line: int
 
 
@@ -117,10 +121,10 @@ def _trimmed(text: str, number: int, what: str, warnings: list[str]) -> str:
 
 
 def _first_line_error(first: str, lines: list[str]) -> AnswerError:
-    message = f"line 1 of attach's answer is {quoted(first)}; {_EXPECTED}"
+    message = f"line 1 of attach's answer is {quoted(masked(first))}; {_EXPECTED}"
     prefix = first.partition(":")[0].strip(_BLANKS).lower()
     if prefix in _HYPERVISORS or is_known_scheme(prefix):
-        kvm = "" if prefix in _HYPERVISORS else f", and the URI in a further line as kvm:{first}"
+        kvm = "" if prefix in _HYPERVISORS else f", and the URI in a further line as kvm:{masked(first)}"
         return AnswerError(message, hint=f"a provider without a block device prints an empty first line{kvm}")
     for number, text in enumerate(lines[1:], start=2):
         if text.strip(_BLANKS).startswith("/"):
@@ -138,17 +142,17 @@ def _parse_line(text: str, number: int, warnings: list[str]) -> HypervisorUri | 
         return None
     prefix, colon, rest = line.partition(":")
     if not colon:
-        warnings.append(f"line {number}: {quoted(line)} is not <hypervisor>:<uri> and was ignored; {_STDERR}")
+        warnings.append(f"line {number}: {quoted(masked(line))} is not <hypervisor>:<uri> and was ignored; {_STDERR}")
         return None
     hypervisor, uri = prefix.strip(_BLANKS).lower(), rest.strip(_BLANKS)
     if (prefix, rest) != (prefix.strip(_BLANKS), uri) or line != text:
         warnings.append(f"line {number}: blanks around the hypervisor or the URI were removed; print none")
     if not uri:
-        warnings.append(f"line {number}: {quoted(line)} has no URI behind the prefix and counts as absent")
+        warnings.append(f"line {number}: {quoted(masked(line))} has no URI behind the prefix and counts as absent")
         return None
     if hypervisor not in _HYPERVISORS and is_known_scheme(hypervisor):
         warnings.append(
-            f"line {number}: {quoted(line)} is read as the URI of a hypervisor called {hypervisor!r}; "
-            f"if it is meant for KVM, the prefix is missing: kvm:{line}"
+            f"line {number}: {quoted(masked(line))} is read as the URI of a hypervisor called {hypervisor!r}; "
+            f"if it is meant for KVM, the prefix is missing: kvm:{masked(line)}"
         )
     return HypervisorUri(hypervisor=hypervisor, uri=uri, line=number)

@@ -33,16 +33,23 @@ def blockdev_add(node: Mapping[str, object]) -> Command:
     return Command(execute="blockdev-add", arguments=node)
 
 
+def chardev_add(chardev: Mapping[str, object]) -> Command:
+    """Return the command that makes a character device."""
+    return Command(execute="chardev-add", arguments=chardev)
+
+
 def device_add(device: Mapping[str, object]) -> Command:
     """Return the command that plugs a device."""
     return Command(execute="device_add", arguments=device)
 
 
 def plug_commands(plan: DiskPlan) -> tuple[Command, ...]:
-    """Return the commands that plug the disk of a plan into a running QEMU."""
+    """Return the commands that plug the disk of a plan into a running QEMU; secrets are read from private files."""
+    plan = plan.stored()
     devices = (plan.device,) if plan.controller is None else (plan.controller, plan.device)
     return (
-        *(object_add(item) for item in plan.objects),
+        *(object_add(item) for item in plan.all_objects),
+        *(chardev_add(chardev) for chardev in plan.chardevs),
         *(blockdev_add(node) for node in plan.nodes),
         *(device_add(device) for device in devices),
     )

@@ -1,15 +1,19 @@
-"""Guest devices: ``virtio-blk-pci``, and ``scsi-hd`` on a ``virtio-scsi-pci`` controller.
+"""Guest devices: ``virtio-blk-pci``, ``scsi-hd`` on a ``virtio-scsi-pci`` controller, and ``vhost-user-blk-pci``.
 
 Source: qemu(1), ``-device``; ``qemu-system-x86_64 -device virtio-blk-pci,help``.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from hvext.core.identity import DiskNames
 from hvext.core.options import DeviceModel, DiskOptions
 
 #: The controller that is made for SCSI disks that name none: libvirt's name for its first.
 SHARED_CONTROLLER = "scsi0"
+#: The device of a disk behind vhost-user.
+VHOST_USER_DEVICE = "vhost-user-blk-pci"
 
 
 def guest_device(options: DiskOptions, names: DiskNames, drive: str) -> dict[str, object]:
@@ -34,6 +38,28 @@ def guest_device(options: DiskOptions, names: DiskNames, drive: str) -> dict[str
         "write-cache": "on" if options.cache.write_cache else "off",
     }
     return device | {name: value for name, value in optional.items() if value is not None}
+
+
+def vhost_user_device(options: DiskOptions, names: DiskNames) -> dict[str, object]:
+    """Return the ``device_add`` arguments of a disk behind vhost-user."""
+    place = options.placement
+    device: dict[str, object] = {"driver": VHOST_USER_DEVICE, "id": names.device, "chardev": names.chardev}
+    optional = {"bus": place.bus, "addr": place.addr, "bootindex": options.bootindex}
+    return device | {name: value for name, value in optional.items() if value is not None}
+
+
+def vhost_user_obstacle(options: DiskOptions) -> str | None:
+    """Return why a disk with these options cannot be served over vhost-user, or None when it can.
+
+    The server serves the guest without QEMU in between, so that QEMU cannot enforce anything.
+    """
+    if options.device is not DeviceModel.VIRTIO_BLK:
+        return f"is a virtio-blk disk: it cannot be a {options.device}"
+    plain = DiskOptions(bootindex=options.bootindex, placement=options.placement)
+    wished = [field.name for field in fields(DiskOptions) if getattr(options, field.name) != getattr(plain, field.name)]
+    if wished:
+        return f"is served past QEMU, which cannot see to {', '.join(wished)}: leave that out"
+    return None
 
 
 def iothread_id(options: DiskOptions, names: DiskNames) -> str | None:

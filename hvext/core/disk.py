@@ -10,6 +10,7 @@ from hvext.core.access import Access
 from hvext.core.identity import DiskNames
 from hvext.core.options import DiskOptions
 from hvext.core.provider import check_provider_name
+from hvext.core.secret import ROLES, Secret
 from hvext.core.text import quoted
 from hvext.core.volume import Volume, derived_uuid
 from hvext.errors import InputError
@@ -17,15 +18,29 @@ from hvext.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """What a hypervisor layer asks for: one disk of one guest."""
+    """What a hypervisor layer asks for: one disk of one guest.
+
+    ``secret_files`` are paths of files with the secrets that the provider's URIs lack, by role (``password``, ``key``,
+    ``cookie``, ``proxy_password``).
+    """
 
     provider: str
     volume: Volume
     access: Access = Access.PREFER_USERSPACE
+    secret_files: Mapping[str, str] = field(default_factory=dict)
     options: DiskOptions = field(default_factory=DiskOptions)
 
     def __post_init__(self) -> None:
         check_provider_name(self.provider)
+        for role in self.secret_files:
+            if role not in ROLES:
+                raise InputError(f"there is no secret {quoted(role)}", hint=f"secrets are {', '.join(ROLES)}")
+
+    @property
+    def secrets(self) -> Mapping[str, Secret]:
+        """The secrets among the provider's parameters, by role: those that have a role's name."""
+        parameters = self.volume.parameters
+        return {role: Secret(parameters[role]) for role in ROLES if parameters.get(role)}
 
     @property
     def names(self) -> DiskNames:
@@ -37,8 +52,8 @@ class Disk:
         """Return the disk that a JSON object or ``key=value`` pairs describe.
 
         Keys: ``provider``, ``volume``, ``uuid``, ``cname``, ``access``; provider parameters either as an object
-        ``parameters`` or as ``param.NAME``; all others are disk options. Without ``uuid`` it is derived from
-        provider, volume and parameters. Raises InputError.
+        ``parameters`` or as ``param.NAME``; ``secret.ROLE`` names the file of a secret; all others are disk options.
+        Without ``uuid`` it is derived from provider, volume and parameters. Raises InputError.
         """
         rest = dict(values)
         provider, name = (_text(rest.pop(key, None), key) for key in ("provider", "volume"))
@@ -54,13 +69,20 @@ class Disk:
         for key in [key for key in rest if key.startswith("param.")]:
             given[key.removeprefix("param.")] = rest.pop(key)
         texts = {_text(key, "parameter"): _text(value, f"parameter {key}") for key, value in given.items()}
+        files = {key: _text(rest.pop(key), key) for key in [key for key in rest if key.startswith("secret.")]}
         volume = Volume(
             name=name,
             uuid=derived_uuid(provider, name, texts) if uuid is None else parse_uuid(_text(uuid, "uuid")),
             cname=None if cname is None else _text(cname, "cname"),
             parameters=texts,
         )
-        return cls(provider=provider, volume=volume, access=Access(str(access)), options=DiskOptions.from_mapping(rest))
+        return cls(
+            provider=provider,
+            volume=volume,
+            access=Access(str(access)),
+            secret_files={key.removeprefix("secret."): path for key, path in files.items()},
+            options=DiskOptions.from_mapping(rest),
+        )
 
 
 def parse_uuid(text: str) -> uuid_module.UUID:

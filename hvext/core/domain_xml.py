@@ -33,7 +33,7 @@ def disk_element(plan: DiskPlan, index: int = 0) -> Element:
     Raises RenderError, which names the feature, for what libvirt cannot say.
     """
     options = plan.options
-    source = plan.location.libvirt_source()
+    source = plan.location.libvirt_source(plan.companions)
     disk = Element("disk", {"type": source.disk_type, "device": "disk"})
     disk.append(_driver(plan))
     disk.append(source.element)
@@ -74,6 +74,8 @@ def target_name(prefix: str, index: int) -> str:
 
 def _driver(plan: DiskPlan) -> Element:
     options = plan.options
+    if not plan.location.block_node:
+        return Element("driver", {"name": "qemu", "type": "raw"})
     driver = Element("driver", {"name": "qemu", "type": "raw", "cache": str(options.cache)})
     if options.aio is not None and plan.location.local_aio:
         driver.set("io", str(options.aio))

@@ -8,7 +8,8 @@ characters and start with a letter; a uuid in hexadecimal has 32, so it is writt
                                     storage was opened (aio, discard), which QEMU does not report
     hv<uuid in base 32>-t      30   the throttle filter, where the disk has limits
     hv-<uuid>                  39   the device (libvirt: ua-hv-<uuid>)
-    hv-<uuid>-iothread, -throttle   objects that exist for this disk alone
+    hv-<uuid>-iothread, -throttle, -chardev   what exists for this disk alone
+    <protocol node>-<role>     the objects and private files that a protocol node needs (secrets, TLS credentials, …)
 
 Source: QEMU, block.c, ``bdrv_assign_node_name``; util/id.c, ``id_wellformed``.
 """
@@ -86,9 +87,13 @@ class DiskNames:
         return f"{self.device}-iothread"
 
     @property
-    def objects(self) -> tuple[str, ...]:
-        """Every object that may exist for this disk alone."""
-        return (self.throttle_group, self.iothread)
+    def chardev(self) -> str:
+        """The character device of a disk behind vhost-user."""
+        return f"{self.device}-chardev"
+
+    def owns_object(self, object_id: str) -> bool:
+        """Whether an object exists for this disk alone: its throttle group, its iothread, or beside a protocol node."""
+        return object_id in (self.throttle_group, self.iothread) or owner_of_object(object_id) == self
 
 
 def disk_of_node(node_name: str) -> DiskNames | None:
@@ -99,6 +104,18 @@ def disk_of_node(node_name: str) -> DiskNames | None:
     names = DiskNames(uuid_module.UUID(bytes=base64.b32decode(match["root"][2:].upper() + "======")))
     # The last digit has two bits that belong to no uuid: a name with them set is somebody else's.
     return names if names.root == match["root"] else None
+
+
+def owner_of_chardev(chardev_id: str) -> DiskNames | None:
+    """Return for which disk a character device is there, or None for any other."""
+    device, dash, kind = chardev_id.rpartition("-")
+    return disk_of_device(device) if (dash, kind) == ("-", "chardev") else None
+
+
+def owner_of_object(object_id: str) -> DiskNames | None:
+    """Return for whose protocol node an object is there (``<node-name>-<role>``), or None for any other object."""
+    node, dash = object_id[:NODE_NAME_LIMIT], object_id[NODE_NAME_LIMIT : NODE_NAME_LIMIT + 1]
+    return disk_of_node(node) if dash == "-" and parse_protocol_name(node) else None
 
 
 def parse_protocol_name(node_name: str) -> ProtocolName | None:

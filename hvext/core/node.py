@@ -15,27 +15,40 @@ from __future__ import annotations
 
 from hvext.core.identity import DiskNames, ProtocolName
 from hvext.core.options import DetectZeroes, DiskOptions
-from hvext.core.uri.location import Location, props
+from hvext.core.uri.location import PRIVATE_FOLDER, Companions, Location, props
 
 
-def protocol_node(location: Location, options: DiskOptions, names: DiskNames, generation: int) -> dict[str, object]:
+def protocol_node(
+    location: Location, options: DiskOptions, names: DiskNames, generation: int, folder: str = PRIVATE_FOLDER
+) -> dict[str, object]:
     """Return the ``blockdev-add`` arguments of the node that opens ``location``."""
     return protocol_node_of(
         location,
         names,
         ProtocolName(generation=generation, aio=options.aio, discard=options.discard),
-        read_only=options.read_only,
+        read_only=bool(options.read_only),
         direct=options.cache.direct,
         no_flush=options.cache.no_flush,
+        folder=folder,
     )
 
 
 def protocol_node_of(
-    location: Location, names: DiskNames, opened: ProtocolName, *, read_only: bool, direct: bool, no_flush: bool
+    location: Location,
+    names: DiskNames,
+    opened: ProtocolName,
+    *,
+    read_only: bool,
+    direct: bool,
+    no_flush: bool,
+    folder: str = PRIVATE_FOLDER,
 ) -> dict[str, object]:
-    """Return all options of a protocol node; ``opened`` holds those that its name tells."""
+    """Return all options of a protocol node; ``opened`` holds those that its name tells.
+
+    ``folder`` is where the private files are that it needs.
+    """
     node = {
-        **props(location),
+        **props(location, Companions(node=names.protocol(opened), folder=folder)),
         "node-name": names.protocol(opened),
         "read-only": read_only,
         "cache": {"direct": direct, "no-flush": no_flush},
@@ -50,7 +63,7 @@ def raw_node(options: DiskOptions, names: DiskNames, protocol: str) -> dict[str,
     return raw_node_of(
         names,
         protocol,
-        read_only=options.read_only,
+        read_only=bool(options.read_only),
         direct=options.cache.direct,
         no_flush=options.cache.no_flush,
         detect_zeroes=options.detect_zeroes,
@@ -78,7 +91,7 @@ def throttle_node(options: DiskOptions, names: DiskNames) -> dict[str, object]:
         "driver": "throttle",
         "node-name": names.throttle_node,
         "throttle-group": names.throttle_group,
-        "read-only": options.read_only,
+        "read-only": bool(options.read_only),
         "cache": _cache(options),
         "discard": "unmap",
         "file": names.root,

@@ -187,7 +187,8 @@ class DiskOptions:
     """Everything about a disk that is not its storage.
 
     ``serial`` has at most 20 bytes on virtio-blk-pci and 36 on scsi-hd; ``bootindex`` counts from 1; ``iothread`` is
-    the id of an iothread that exists, or ``"auto"`` for one of this disk's own. ``None`` leaves QEMU's default.
+    the id of an iothread that exists, or ``"auto"`` for one of this disk's own. ``None`` leaves QEMU's default, and
+    for ``read_only`` what the storage can do: writing, but for protocols that can only be read.
     """
 
     device: DeviceModel = DeviceModel.VIRTIO_BLK
@@ -197,7 +198,7 @@ class DiskOptions:
     detect_zeroes: DetectZeroes = DetectZeroes.OFF
     werror: ErrorPolicy | None = None
     rerror: ErrorPolicy | None = None
-    read_only: bool = False
+    read_only: bool | None = None
     serial: str | None = None
     bootindex: int | None = None
     iothread: str | None = None

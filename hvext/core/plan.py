@@ -2,36 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hvext.core.device import guest_device, iothread_id, scsi_controller
-from hvext.core.identity import DiskNames
+from hvext.core.device import guest_device, iothread_id, scsi_controller, vhost_user_device, vhost_user_obstacle
+from hvext.core.identity import DiskNames, ProtocolName
 from hvext.core.node import protocol_node, raw_node, throttle_node
 from hvext.core.options import DeviceModel, DiskOptions
-from hvext.core.uri.location import Location
+from hvext.core.secret import Secret
+from hvext.core.uri.location import PRIVATE_FOLDER, Companions, Location, Needs, PrivateFile
+from hvext.core.uri.vhost_user import VhostUserLocation
+from hvext.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskPlan:
     """What QEMU is to be given for one disk, in the order in which it must be created.
 
-    ``objects`` are ``object-add`` arguments, ``nodes`` ``blockdev-add`` arguments (each names only earlier ones),
-    ``controller`` the ``device_add`` arguments of a virtio-scsi controller that has to be made first (cold start
-    only), ``device`` those of the disk.
+    ``needs`` are the objects and private files of the protocol node, ``objects`` the disk's own ``object-add``
+    arguments, ``chardevs`` ``chardev-add`` arguments, ``nodes`` ``blockdev-add`` arguments (each names only earlier
+    ones; none behind vhost-user), ``controller`` the ``device_add`` arguments of a virtio-scsi controller that has to
+    be made first (cold start only), ``device`` those of the disk.
     """
 
     names: DiskNames
     location: Location
     options: DiskOptions
+    companions: Companions
+    needs: Needs
     objects: tuple[dict[str, object], ...]
+    chardevs: tuple[dict[str, object], ...] = ()
     nodes: tuple[dict[str, object], ...]
     controller: dict[str, object] | None
     device: dict[str, object]
 
     @property
-    def top_node(self) -> dict[str, object]:
-        """The node that the device uses."""
-        return self.nodes[-1]
+    def top_node(self) -> dict[str, object] | None:
+        """The node that the device uses; None behind vhost-user."""
+        return self.nodes[-1] if self.nodes else None
+
+    @property
+    def all_objects(self) -> tuple[dict[str, object], ...]:
+        """What the protocol node needs, then the disk's own objects."""
+        return (*self.needs.objects, *self.objects)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever starts QEMU has to see to."""
+        if not self.location.needs_shared_memory:
+            return ()
+        return (
+            f"{self.location.words} reads and writes the guest's memory, which must be shared: start QEMU with "
+            "-object memory-backend-memfd,id=MEM,size=SIZE,share=on and -machine memory-backend=MEM",
+        )
+
+    def stored(self) -> DiskPlan:
+        """Return the plan with every secret in a private file: for command lines and everything else that is shown."""
+        objects = []
+        files = list(self.needs.files)
+        for item in self.needs.objects:
+            data = item.get("data")
+            if isinstance(data, Secret):
+                path = f"{self.companions.folder}/{item['id']}"
+                files.append(PrivateFile(path=path, text=data))
+                item = {name: value for name, value in item.items() if name != "data"} | {"file": path}
+            objects.append(item)
+        return replace(self, needs=Needs(objects=tuple(objects), files=tuple(files)))
 
 
 def controller_iothread(controller: str) -> str:
@@ -46,13 +81,22 @@ def plan_disk(
     *,
     generation: int = 0,
     controller: str | None = None,
+    folder: str = PRIVATE_FOLDER,
 ) -> DiskPlan:
     """Return the plan for a disk at ``location``.
 
     ``generation`` counts the protocol nodes of the disk; ``controller`` is the id of a virtio-scsi controller that
-    the plan is to make for a scsi-hd, None where one exists.
+    the plan is to make for a scsi-hd, None where one exists; ``folder`` is where private files are. Raises InputError
+    for options that the location cannot have.
     """
-    protocol = protocol_node(location, options, names, generation)
+    if why := options_obstacle(location, options):
+        raise InputError(f"{location.words} {why}")
+    options = replace(options, read_only=bool(options.read_only) or location.read_only)
+    opened = ProtocolName(generation=generation, aio=options.aio, discard=options.discard)
+    companions = Companions(node=names.protocol(opened), folder=folder)
+    if isinstance(location, VhostUserLocation):
+        return _vhost_user_plan(names, location, options, companions)
+    protocol = protocol_node(location, options, names, generation, folder)
     nodes = [protocol, raw_node(options, names, str(protocol["node-name"]))]
     objects: list[dict[str, object]] = []
     if options.throttle.limits:
@@ -69,8 +113,38 @@ def plan_disk(
         names=names,
         location=location,
         options=options,
+        companions=companions,
+        needs=location.needs(companions),
         objects=tuple(objects),
         nodes=tuple(nodes),
         controller=(scsi_controller(controller, iothread=iothread) if scsi and controller is not None else None),
         device=guest_device(options, names, str(nodes[-1]["node-name"])),
+    )
+
+
+def options_obstacle(location: Location, options: DiskOptions) -> str | None:
+    """Return why a disk with these options cannot be at ``location``, or None when it can."""
+    if location.read_only and options.read_only is False:
+        return f"can only be read ({location.driver}): leave read_only out, or set it"
+    if location.buffered_only and options.cache.direct:
+        return f"needs the host's page cache: cache={options.cache} goes past it, cache=writeback does not"
+    if location.direct_only and not options.cache.direct:
+        return f"has no page cache (driver {location.driver}): cache={options.cache} is not possible, cache=none is"
+    return None if location.block_node else vhost_user_obstacle(options)
+
+
+def _vhost_user_plan(
+    names: DiskNames, location: VhostUserLocation, options: DiskOptions, companions: Companions
+) -> DiskPlan:
+    return DiskPlan(
+        names=names,
+        location=location,
+        options=options,
+        companions=companions,
+        needs=Needs(),
+        objects=(),
+        chardevs=(location.chardev(names.chardev),),
+        nodes=(),
+        controller=None,
+        device=vhost_user_device(options, names),
     )

@@ -10,9 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hvext.core.identity import GENERATIONS, DiskNames, ProtocolName, disk_of_device, disk_of_node, parse_protocol_name
+from hvext.core.device import VHOST_USER_DEVICE
+from hvext.core.identity import (
+    GENERATIONS,
+    DiskNames,
+    ProtocolName,
+    disk_of_device,
+    disk_of_node,
+    owner_of_object,
+    parse_protocol_name,
+)
 from hvext.core.options import DetectZeroes
-from hvext.core.uri import Location, parse_filename
+from hvext.core.uri import Location, masked, parse_filename
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +46,7 @@ class Node:
     def where(self) -> str:
         """Where the storage is, for people and as ``vm.repoint`` takes it: a URI, or what QEMU shows of it."""
         location = self.location
-        return location.uri() if location and not location.local_aio else self.filename
+        return location.uri() if location and not location.local_aio else masked(self.filename)
 
     @property
     def grows_in_place(self) -> bool:
@@ -52,7 +61,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningDisk:
-    """What QEMU has of one disk. Whole disks have a device, a root and one protocol node."""
+    """What QEMU has of one disk.
+
+    Whole disks have a device, a root and one protocol node; those behind vhost-user a device and a ``chardev``.
+    ``socket`` is the path of the server's socket.
+    """
 
     names: DiskNames
     device: str | None
@@ -61,6 +74,18 @@ class RunningDisk:
     throttle: Node | None
     protocols: tuple[Node, ...]
     objects: tuple[str, ...]
+    chardev: str | None = None
+    socket: str = ""
+
+    @property
+    def behind_vhost_user(self) -> bool:
+        """Whether a server serves the guest directly: such a disk has no block nodes."""
+        return self.model == VHOST_USER_DEVICE
+
+    @property
+    def has_remains(self) -> bool:
+        """Whether there is anything beside the device."""
+        return bool(self.node_names or self.objects or self.chardev)
 
     @property
     def node_names(self) -> tuple[str, ...]:
@@ -92,28 +117,36 @@ class RunningDisk:
         """Return the disk for people and machines; sizes in bytes."""
         node = self.protocol
         location = node.location if node else None
+        uri = location.uri() if location else None
+        if self.behind_vhost_user:
+            uri = f"vhost-user:{self.socket}" if self.socket else None
         return {
             "uuid": str(self.names.uuid),
             "device": self.device,
             "model": self.model,
             "size_bytes": self.root.size_bytes if self.root else None,
             "driver": node.driver if node else None,
-            "uri": location.uri() if location else None,
-            "filename": node.filename if node else None,
+            "uri": uri,
+            "filename": masked(node.filename) if node else None,
             "read_only": self.root.read_only if self.root else None,
             "cache_direct": node.direct if node else None,
             "nodes": list(self.node_names),
             "objects": list(self.objects),
+            "chardev": self.chardev,
         }
 
 
 def parse_running(
-    nodes: Sequence[Mapping[str, Any]], peripherals: Mapping[str, str], objects: Iterable[str]
+    nodes: Sequence[Mapping[str, Any]],
+    peripherals: Mapping[str, str],
+    objects: Iterable[str],
+    chardevs: Mapping[str, str],
 ) -> dict[uuid_module.UUID, RunningDisk]:
     """Return hvext's disks by uuid.
 
     ``nodes`` is the answer of ``query-named-block-nodes``, ``peripherals`` the devices under ``/machine/peripheral``
-    with their types, ``objects`` the names under ``/objects``. What belongs to nobody known is left out.
+    with their types, ``objects`` the names under ``/objects``, ``chardevs`` those of character devices with the
+    paths of the sockets that they connect to. What belongs to nobody known is left out.
     """
     parsed: dict[uuid_module.UUID, list[Node]] = {}
     for node in nodes:
@@ -126,15 +159,22 @@ def parse_running(
         if owner is not None:
             devices[owner.uuid] = device
     present = set(objects)
-    owners = {disk_of_device(name[: len("hv-") + 36]) for name in present}
+    owners = {disk_of_device(name[: len("hv-") + 36]) for name in (*present, *chardevs)}
+    owners |= {owner_of_object(name) for name in present}
     uuids = dict.fromkeys([*devices, *parsed, *(owner.uuid for owner in owners if owner is not None)])
     return {
-        uuid: _disk(DiskNames(uuid), devices.get(uuid), peripherals, parsed.get(uuid, []), present) for uuid in uuids
+        uuid: _disk(DiskNames(uuid), devices.get(uuid), peripherals, parsed.get(uuid, []), present, chardevs)
+        for uuid in uuids
     }
 
 
 def _disk(
-    names: DiskNames, device: str | None, peripherals: Mapping[str, str], nodes: list[Node], objects: set[str]
+    names: DiskNames,
+    device: str | None,
+    peripherals: Mapping[str, str],
+    nodes: list[Node],
+    objects: set[str],
+    chardevs: Mapping[str, str],
 ) -> RunningDisk:
     by_name = {node.name: node for node in nodes}
     return RunningDisk(
@@ -144,7 +184,9 @@ def _disk(
         root=by_name.get(names.root),
         throttle=by_name.get(names.throttle_node),
         protocols=tuple(node for node in nodes if node.by_name is not None),
-        objects=tuple(name for name in names.objects if name in objects),
+        objects=tuple(sorted(name for name in objects if names.owns_object(name))),
+        chardev=names.chardev if names.chardev in chardevs else None,
+        socket=chardevs.get(names.chardev, ""),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from hvext.core.secret import Secret, is_secret_name
 from hvext.core.text import checked, quoted
 from hvext.errors import InputError
 
@@ -25,12 +26,13 @@ _METADATA_CHARACTERS = 128
 def derived_uuid(provider: str, volume: str, parameters: Mapping[str, str] | None = None) -> uuid_module.UUID:
     """Return the uuid of a disk that was given none: always the same for one provider, volume name and parameters.
 
-    The parameters count because they say which pool or folder the name is in. Raises InputError for text that cannot
-    be written as UTF-8.
+    The parameters count because they say which pool or folder the name is in; secrets among them do not, so that the
+    disk stays the same when a password changes. Raises InputError for text that cannot be written as UTF-8.
     """
     name = f"{provider}/{volume}"
-    if parameters:
-        name += json.dumps(sorted((key.upper(), value) for key, value in parameters.items()), ensure_ascii=False)
+    open_ones = sorted((key.upper(), value) for key, value in (parameters or {}).items() if not is_secret_name(key))
+    if open_ones:
+        name += json.dumps(open_ones, ensure_ascii=False)
     return uuid_module.uuid5(_NAMESPACE, checked(name, "volume"))
 
 
@@ -79,7 +81,7 @@ class Volume:
     name: str
     uuid: uuid_module.UUID
     cname: str | None = None
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         check_volume_name(self.name)
@@ -101,3 +103,8 @@ class Volume:
             seen[name.upper()] = name
             checked(value, f"value of parameter {name!r}:")
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """The values of those parameters whose names say that they are secrets."""
+        return tuple(Secret(value) for name, value in self.parameters.items() if value and is_secret_name(name))

@@ -195,11 +195,17 @@ def start_machine(options: MachineOptions, image: GuestImage | None, work_dir: P
 
 
 def start_storage_daemon(
-    arguments: Sequence[str], work_dir: Path, *, name: str = "storage-daemon", env: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    work_dir: Path,
+    *,
+    name: str = "storage-daemon",
+    env: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> StorageDaemon:
     """Start a qemu-storage-daemon with these arguments and return it once its exports are there.
 
-    Sockets that the arguments name are the caller's: they stay behind when the daemon ends.
+    Sockets that the arguments name are the caller's: they stay behind when the daemon ends. ``env`` and ``prefix`` are
+    as in `MachineOptions`.
 
     Raises ProgramError with what it printed when it does not start.
     """
@@ -207,7 +213,7 @@ def start_storage_daemon(
     pid_file = sockets / "pid"
     try:
         running = process.start(
-            ["qemu-storage-daemon", *arguments, "--pidfile", str(pid_file)],
+            [*prefix, "qemu-storage-daemon", *arguments, "--pidfile", str(pid_file)],
             env=_environment(env or {}),
             log_path=work_dir / f"{name}.log",
         )

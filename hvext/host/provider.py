@@ -30,9 +30,12 @@ from hvext.core.provider import (
     parse_parameters,
     script_problem,
 )
+from hvext.core.secret import Secret
 from hvext.core.text import quoted
+from hvext.core.uri.mask import masked
 from hvext.core.volume import Volume
 from hvext.errors import (
+    AnswerError,
     HvextError,
     InputError,
     ProviderError,
@@ -135,7 +138,12 @@ class ProviderHost:
         """
         run = self.run(provider, Action.ATTACH, volume, cancel=cancel, **values)
         assert run is not None, "attach is not optional"  # noqa: S101
-        attachment = parse_answer(run.stdout)
+        try:
+            attachment = parse_answer(run.stdout)
+        except AnswerError as error:
+            if not volume.secrets:
+                raise
+            raise AnswerError(masked(error.message, volume.secrets), hint=masked(error.hint, volume.secrets)) from None
         if attachment.block_path is not None:
             check_block_path(attachment.block_path, file_kind(attachment.block_path))
         return attachment
@@ -178,6 +186,7 @@ class ProviderHost:
                 )
             except HvextError as error:
                 raise _start_error(provider, error) from error
+            log.finish()
             log.write(f"\nstatus {result.status} after {result.duration_s:.3f} s\n".encode())
         if result.status != 0 or result.timed_out or result.cancelled:
             raise _script_error(provider, action, volume, result, limit_s, log.path)
@@ -216,12 +225,14 @@ def load_provider(folder: str, name: str) -> Provider:
 
 
 class _Log:
-    """A log file of bounded size, or nothing at all."""
+    """A log file of bounded size, or nothing at all; secrets do not get into it."""
 
-    def __init__(self, path: str, stream: IO[bytes] | None) -> None:
+    def __init__(self, path: str, stream: IO[bytes] | None, secrets: Sequence[Secret] = ()) -> None:
         self.path = path
         self._stream = stream
+        self._secrets = secrets
         self._room = _LOG_BYTES
+        self._begun: dict[str, bytes] = {}
 
     def write(self, text: bytes) -> None:
         if self._stream is not None:
@@ -231,10 +242,25 @@ class _Log:
                 # A full disk under the logs must not end a script in the middle of its work.
                 self._stream = None
 
-    def output(self, _stream_name: str, chunk: bytes) -> None:
-        if self._room > 0:
-            self.write(chunk[: self._room])
-            self._room -= len(chunk)
+    def output(self, stream_name: str, chunk: bytes) -> None:
+        """Write what a stream has printed, in whole lines: a secret may come in two pieces."""
+        lines, end, rest = (self._begun.get(stream_name, b"") + chunk).rpartition(b"\n")
+        if len(rest) > MAX_BYTES:
+            lines, rest = lines + end + rest, b""
+        self._begun[stream_name] = rest
+        self._bounded(lines + end)
+
+    def finish(self) -> None:
+        """Write the lines that were begun and never ended; may be repeated."""
+        for name, rest in self._begun.items():
+            self._begun[name] = b""
+            self._bounded(rest)
+
+    def _bounded(self, text: bytes) -> None:
+        if text and self._room > 0:
+            shown = masked(text.decode(errors="surrogateescape"), self._secrets).encode(errors="surrogateescape")
+            self.write(shown[: self._room])
+            self._room -= len(shown)
             if self._room <= 0:
                 self.write(f"\n[more than {_LOG_BYTES} bytes; the rest is left out]\n".encode())
 
@@ -255,7 +281,11 @@ def _log_file(directory: str | None, action: Action, provider: Provider, volume:
             f"cannot write the log {path}: {error.strerror}", hint="choose another log directory, or none"
         ) from error
     with os.fdopen(descriptor, "wb", buffering=0) as stream:
-        yield _Log(str(path), stream)
+        log = _Log(str(path), stream, volume.secrets)
+        try:
+            yield log
+        finally:
+            log.finish()
 
 
 def _short(name: str) -> str:
@@ -278,7 +308,10 @@ def _script_error(
         what += f" for volume {volume.name!r}"
     words = "".join(
         f"; last lines of {name}: {lines}"
-        for name, lines in (("stderr", _last_lines(result.stderr)), ("stdout", _last_lines(result.stdout)))
+        for name, lines in (
+            ("stderr", masked(_last_lines(result.stderr), volume.secrets)),
+            ("stdout", masked(_last_lines(result.stdout), volume.secrets)),
+        )
         if lines
     )
     hint = f"the whole output is in {log}" if log else ""

@@ -12,12 +12,15 @@ import asyncio
 import contextlib
 import logging
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError
 from qemu.qmp.protocol import Runstate, StateError
 
+from hvext.core.secret import Secret
 from hvext.errors import CommandRefused, CommandTimeout, InputError, MonitorError
 
 #: How long a command may take. A command that drains a disk waits for its requests, so this is not short.
@@ -46,10 +49,24 @@ def parse_address(text: str) -> str | tuple[str, int]:
 class Monitor:
     """An open QMP connection. Made by ``connect``."""
 
-    def __init__(self, client: QMPClient, address: str, timeout_s: float) -> None:
+    def __init__(
+        self, client: QMPClient, address: str, timeout_s: float, owner: int | None = None, pid: int | None = None
+    ) -> None:
         self._client = client
         self._address = address
         self._timeout_s = timeout_s
+        self._owner = owner
+        self._pid = pid
+
+    @property
+    def owner(self) -> int | None:
+        """The id of the user that QEMU runs as; None where that cannot be told (a monitor over TCP)."""
+        return self._owner
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process number; None for a monitor over TCP."""
+        return self._pid
 
     @property
     def version(self) -> str:
@@ -65,13 +82,14 @@ class Monitor:
     ) -> Any:
         """Send one command and return what it returns.
 
-        Raises CommandRefused when QEMU says no (nothing was changed), CommandTimeout when it says nothing in time
-        (it may have been carried out), MonitorError when the connection broke (likewise).
+        A Secret in ``arguments`` is revealed to QEMU, and to nobody else. Raises CommandRefused when QEMU says no
+        (nothing was changed), CommandTimeout when it says nothing in time (it may have been carried out), MonitorError
+        when the connection broke (likewise).
         """
         limit_s = self._timeout_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                return await self._client.execute(command, dict(arguments) if arguments else None)
+                return await self._client.execute(command, _revealed(arguments) if arguments else None)
         except ExecuteError as error:
             raise CommandRefused(command, arguments or {}, error.error_class, str(error)) from error
         except TimeoutError as error:
@@ -134,9 +152,17 @@ async def connect(
     """
     target = parse_address(address)
     client = QMPClient("hvext")
+    owner: int | None = None
+    pid: int | None = None
     try:
         async with asyncio.timeout(connect_timeout_s):
-            await client.connect(await _connected(target) if isinstance(target, str) else target)
+            if isinstance(target, str):
+                stream = await _connected(target)
+                pid = struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+                owner = _owner(pid)
+                await client.connect(stream)
+            else:
+                await client.connect(target)
     except TimeoutError as error:
         await _abandon(client)
         raise MonitorError(
@@ -148,7 +174,7 @@ async def connect(
             f"cannot connect to the QMP monitor at {address}: {_words(error)}",
             hint=_ADVICE.get(_words(error), _NO_MONITOR),
         ) from error
-    monitor = Monitor(client, address, timeout_s)
+    monitor = Monitor(client, address, timeout_s, owner, pid)
     try:
         yield monitor
     finally:
@@ -179,6 +205,24 @@ async def _connected(path: str) -> socket.socket:
     except BaseException:
         client.close()
         raise
+
+
+def _owner(pid: int) -> int | None:
+    """Return the user id of a process: what it is now, not what it was when it made its socket."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    return next((int(line.split()[2]) for line in status.splitlines() if line.startswith("Uid:")), None)
+
+
+def _revealed(value: Any) -> Any:
+    """Return a command's arguments as they go over the wire."""
+    if isinstance(value, Secret):
+        return value.reveal()
+    if isinstance(value, Mapping):
+        return {name: _revealed(item) for name, item in value.items()}
+    return [_revealed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _words(error: BaseException) -> str:

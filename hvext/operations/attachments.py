@@ -6,6 +6,7 @@ migration and fencing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -13,10 +14,20 @@ from hvext.core.access import Choice, choose_access
 from hvext.core.answer import Attachment
 from hvext.core.disk import Disk
 from hvext.core.provider import Action, Provider
+from hvext.core.secret import Secret
+from hvext.core.uri import Location
 from hvext.errors import AnswerError, HvextError, OperationFailed, ScriptFailed, ScriptTimeout
 from hvext.host.files import opened_as
+from hvext.host.private import read_secret_file, remove_private
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
+
+#: Returns why a location cannot be opened, or None when it can.
+Obstacle = Callable[[Location], str | None]
+
+
+def nothing_in_the_way(_location: Location) -> None:
+    """Return that a location can be opened: for callers that do not know QEMU yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +40,22 @@ class Attached:
     choice: Choice
 
 
-def attach(host: ProviderHost, disk: Disk, *, exclusive: bool = True, cancel: Cancel | None = None) -> Attached:
+def attach(
+    host: ProviderHost,
+    disk: Disk,
+    *,
+    exclusive: bool = True,
+    cancel: Cancel | None = None,
+    obstacle: Obstacle = nothing_in_the_way,
+) -> Attached:
     """Attach and open a disk's volume; ``attach`` runs exactly once.
 
     When the answer is unusable, the wished access is not in it, ``open`` fails, or on Ctrl-C, the volume is let go
-    again before the error is raised. Raises ProviderError, AccessError, InputError; OperationFailed when it could not
-    be let go.
+    again before the error is raised. ``obstacle`` is as ``choose_access`` takes it. Raises ProviderError, AccessError,
+    InputError; OperationFailed when it could not be let go.
     """
     provider = host.find(disk.provider)
+    secrets = _secrets(disk)
     try:
         attachment = host.attach(provider, disk.volume, cancel=cancel, access=disk.access)
     except BaseException as error:
@@ -44,7 +63,7 @@ def attach(host: ProviderHost, disk: Disk, *, exclusive: bool = True, cancel: Ca
             _let_go_after(error, host, disk)
         raise
     try:
-        choice = choose_access(attachment, disk.access, look=opened_as)
+        choice = choose_access(attachment, disk.access, look=opened_as, obstacle=obstacle, secrets=secrets)
         host.run(provider, Action.OPEN, disk.volume, cancel=cancel, access=disk.access, exclusive=exclusive)
     except BaseException as error:
         _let_go_after(error, host, disk)
@@ -52,27 +71,36 @@ def attach(host: ProviderHost, disk: Disk, *, exclusive: bool = True, cancel: Ca
     return Attached(disk=disk, provider=provider, attachment=attachment, choice=choice)
 
 
-def offer(host: ProviderHost, disk: Disk) -> Attached:
+def offer(host: ProviderHost, disk: Disk, *, obstacle: Obstacle = nothing_in_the_way) -> Attached:
     """Ask the provider of a volume that is attached what it offers: ``attach`` again, which is idempotent.
 
     Whatever comes back, the volume stays attached. Raises ProviderError, AccessError.
     """
     provider = host.find(disk.provider)
     attachment = host.attach(provider, disk.volume, access=disk.access)
-    choice = choose_access(attachment, disk.access, look=opened_as)
+    choice = choose_access(attachment, disk.access, look=opened_as, obstacle=obstacle, secrets=_secrets(disk))
     return Attached(disk=disk, provider=provider, attachment=attachment, choice=choice)
 
 
 def detach(host: ProviderHost, disk: Disk, *, cancel: Cancel | None = None) -> None:
-    """Detach a disk's volume; may be repeated. Only call it when nothing uses the volume any more.
+    """Detach a disk's volume and remove the disk's private files; may be repeated.
+
+    Only call it when nothing uses the volume any more.
 
     ``close`` is not run before: it is a fence, which cuts off whoever still uses the volume; ``detach`` can refuse.
     """
     host.run(host.find(disk.provider), Action.DETACH, disk.volume, cancel=cancel, access=disk.access)
+    remove_private(disk.names.root)
 
 
-def attach_all(host: ProviderHost, disks: list[Disk], *, exclusive: bool = True) -> list[Attached]:
-    """Attach all disks side by side and return them in the same order.
+def attach_all(
+    host: ProviderHost,
+    disks: list[Disk],
+    *,
+    exclusive: bool = True,
+    obstacle: Callable[[Disk], Obstacle] = lambda _disk: nothing_in_the_way,
+) -> list[Attached]:
+    """Attach all disks side by side and return them in the same order; ``obstacle`` gives that of each disk.
 
     When one fails, or on Ctrl-C, all the others are detached again. Raises OperationFailed that names every disk
     that failed, and every one that stays attached.
@@ -83,7 +111,10 @@ def attach_all(host: ProviderHost, disks: list[Disk], *, exclusive: bool = True)
     futures: list[Future[Attached]] = []
     with ThreadPoolExecutor(max_workers=min(len(disks), 64), thread_name_prefix="attach") as pool:
         try:
-            futures.extend(pool.submit(attach, host, disk, exclusive=exclusive, cancel=cancel) for disk in disks)
+            futures.extend(
+                pool.submit(attach, host, disk, exclusive=exclusive, cancel=cancel, obstacle=obstacle(disk))
+                for disk in disks
+            )
             wait(futures)
         except BaseException as reason:
             cancel.set()
@@ -116,6 +147,12 @@ def attach_all(host: ProviderHost, disks: list[Disk], *, exclusive: bool = True)
         ],
         left=left,
     ) from failed[0][1]
+
+
+def _secrets(disk: Disk) -> dict[str, Secret]:
+    """Return the secrets that are given with a disk, by role; those in files come before provider parameters."""
+    files = {role: Secret(read_secret_file(path)) for role, path in disk.secret_files.items()}
+    return {**disk.secrets, **files}
 
 
 def _undo(host: ProviderHost, disks: list[Disk], futures: list[Future[Attached]]) -> list[str]:

@@ -6,7 +6,7 @@ import asyncio
 import uuid as uuid_module
 from typing import cast
 
-from hvext.core.identity import DiskNames
+from hvext.core.identity import DiskNames, owner_of_chardev
 from hvext.core.running import RunningDisk, parse_running
 from hvext.core.topology import (
     CONTROLLER_TYPES,
@@ -28,12 +28,16 @@ _PC_BUS = "/machine/i440fx/pci.0"
 
 async def running_disks(monitor: Monitor) -> dict[uuid_module.UUID, RunningDisk]:
     """Return hvext's disks of the guest by uuid, whole or in pieces."""
-    nodes, peripherals, objects = await asyncio.gather(
+    nodes, peripherals, objects, chardevs = await asyncio.gather(
         monitor.execute("query-named-block-nodes", {"flat": True}),
         _listing(monitor, _PERIPHERAL),
         _listing(monitor, "/objects"),
+        _listing(monitor, "/chardevs"),
     )
-    return parse_running(nodes, typed_children(peripherals), typed_children(objects))
+    own = [name for name in typed_children(chardevs) if owner_of_chardev(name)]
+    paths = await asyncio.gather(*(_socket_path(monitor, name) for name in own))
+    sockets = dict(zip(own, paths, strict=True))
+    return parse_running(nodes, typed_children(peripherals), typed_children(objects), sockets)
 
 
 async def running_disk(monitor: Monitor, names: DiskNames) -> RunningDisk:
@@ -45,6 +49,21 @@ async def running_disk(monitor: Monitor, names: DiskNames) -> RunningDisk:
 async def has_device(monitor: Monitor, device: str) -> bool:
     """Return whether the guest still has a device with this id."""
     return device in typed_children(await _listing(monitor, _PERIPHERAL))
+
+
+async def _socket_path(monitor: Monitor, chardev: str) -> str:
+    """Return the path of the socket that a character device connects to (query-chardev shows this end's)."""
+    try:
+        address = await monitor.execute("qom-get", {"path": f"/chardevs/{chardev}", "property": "addr"})
+    except CommandRefused:
+        return ""
+    return str(address.get("path", ""))
+
+
+async def memory_is_shared(monitor: Monitor) -> bool:
+    """Return whether all of the guest's memory is shared with other processes, as vhost-user needs it."""
+    backends = await monitor.execute("query-memdev")
+    return bool(backends) and all(backend["share"] for backend in backends)
 
 
 async def _listing(monitor: Monitor, path: str) -> list[dict[str, object]]:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from hvext.core.running import RunningDisk
-from hvext.errors import CommandRefused
+from hvext.core.topology import typed_children
+from hvext.core.uri.location import Needs
+from hvext.errors import CommandRefused, QemuError
+from hvext.host.private import remove_private, write_private
 from hvext.host.qmp import Monitor
+from hvext.operations.steps import Step
+from hvext.operations.threads import in_thread
 
 #: How long a device that has left the object tree may still hold its node: QEMU frees it in an RCU callback, later.
 SETTLE_S = 3.0
 _POLL_S = 0.02
 #: What QEMU says when there is nothing to remove.
+_IN_USE = ("in use", "is busy")
 _GONE = ("Failed to find node with node-name", "not found", "Cannot find device")
 
 
@@ -38,22 +46,88 @@ async def delete_object(monitor: Monitor, name: object) -> None:
             raise
 
 
+async def delete_chardev(monitor: Monitor, name: object) -> None:
+    """Remove a character device; one that is gone is no error. Raises CommandRefused when it is in use."""
+    try:
+        await monitor.execute("chardev-remove", {"id": name})
+    except CommandRefused as error:
+        if not any(words in error.description for words in _GONE):
+            raise
+
+
+async def add_chardev(monitor: Monitor, chardev: dict[str, object]) -> None:
+    """Make a character device and wait until its server has answered.
+
+    QEMU connects in the background, and a vhost-user device that is plugged over a connection that is not there stops
+    all of QEMU until it is. Raises QemuError.
+    """
+    await monitor.execute("chardev-add", chardev)
+    deadline = asyncio.get_running_loop().time() + SETTLE_S
+    while True:
+        found = {item["label"]: item["filename"] for item in await monitor.execute("query-chardev")}
+        shown = str(found.get(str(chardev["id"]), "disconnected:"))
+        if not shown.startswith("disconnected:"):
+            return
+        if asyncio.get_running_loop().time() >= deadline:
+            raise QemuError(
+                f"nothing answers at {shown.removeprefix('disconnected:')}",
+                hint="is the server running? One that serves another guest does not answer a second",
+            )
+        await asyncio.sleep(_POLL_S)
+
+
+async def add_needs(monitor: Monitor, needs: Needs) -> None:
+    """Make what a protocol node needs beside it: private files, readable by QEMU's user, and objects."""
+    if needs.files:
+        owner = monitor.owner
+        await in_thread(lambda _cancel: write_private(needs.files, owner=owner))
+    for item in needs.objects:
+        await monitor.execute("object-add", item)
+
+
+def needs_steps(monitor: Monitor, needs: Needs, node: str) -> tuple[Step, ...]:
+    """Return the step that makes what the protocol node called ``node`` needs; none where it needs nothing."""
+    if not needs.objects and not needs.files:
+        return ()
+    name = "make what it needs: " + ", ".join(
+        [str(item["qom-type"]) for item in needs.objects] + ["a private file" for _file in needs.files]
+    )
+    return (Step(name=name, do=lambda: add_needs(monitor, needs), undo=lambda: remove_needs(monitor, node)),)
+
+
+async def remove_needs(monitor: Monitor, node: str) -> None:
+    """Remove the objects and private files that are there for the protocol node called ``node``; may be repeated."""
+    for name in typed_children(await monitor.execute("qom-list", {"path": "/objects"})):
+        if name.startswith(f"{node}-"):
+            await delete_object(monitor, name)
+    await in_thread(lambda _cancel: remove_private(f"{node}-"))
+
+
 async def remove_remains(monitor: Monitor, disk: RunningDisk) -> tuple[str, ...]:
-    """Remove the nodes and objects of a disk whose device is gone; return their names.
+    """Remove nodes, objects, character device and private files of a disk whose device is gone; return their names.
 
     QEMU itself refuses to delete a node that anything uses. A device leaves the object tree a moment before it lets
     its node go, so a refusal counts only when it lasts. Raises CommandRefused.
     """
     deadline = asyncio.get_running_loop().time() + SETTLE_S
     for name in disk.node_names:
-        while True:
-            try:
-                await delete_node(monitor, name)
-                break
-            except CommandRefused as error:
-                if "in use" not in error.description or asyncio.get_running_loop().time() >= deadline:
-                    raise
-            await asyncio.sleep(_POLL_S)
+        await _once_free(partial(delete_node, monitor, name), deadline)
     for name in disk.objects:
         await delete_object(monitor, name)
-    return (*disk.node_names, *disk.objects)
+    chardevs = () if disk.chardev is None else (disk.chardev,)
+    for name in chardevs:
+        await _once_free(partial(delete_chardev, monitor, name), deadline)
+    await in_thread(lambda _cancel: remove_private(disk.names.root))
+    return (*disk.node_names, *disk.objects, *chardevs)
+
+
+async def _once_free(delete: Callable[[], Awaitable[None]], deadline: float) -> None:
+    """Delete something that may be in use until ``deadline``."""
+    while True:
+        try:
+            return await delete()
+        except CommandRefused as error:
+            in_use = any(words in error.description for words in _IN_USE)
+            if not in_use or asyncio.get_running_loop().time() >= deadline:
+                raise
+        await asyncio.sleep(_POLL_S)

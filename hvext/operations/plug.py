@@ -6,29 +6,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hvext.core.access import Candidate
-from hvext.core.device import guest_device
+from hvext.core.causes import hint_for
 from hvext.core.disk import Disk
 from hvext.core.options import DeviceModel
 from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.running import RunningDisk
 from hvext.core.topology import place_disk
-from hvext.core.uri import FileLocation, Opened
-from hvext.errors import CommandRefused, InputError, PlugError, QemuError
+from hvext.core.uri import FileLocation, Opened, masked
+from hvext.errors import CommandRefused, CommandTimeout, InputError, MonitorError, PlugError, QemuError
+from hvext.host.private import private_folder
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
 from hvext.operations import attachments
-from hvext.operations.attachments import Attached
-from hvext.operations.inspect import iothreads, running_disk, topology
-from hvext.operations.nodes import add_node, delete_node, delete_object, remove_remains
+from hvext.operations.attachments import Attached, Obstacle
+from hvext.operations.capabilities import query_capabilities
+from hvext.operations.inspect import iothreads, memory_is_shared, running_disk, topology
+from hvext.operations.nodes import (
+    add_chardev,
+    add_needs,
+    add_node,
+    delete_chardev,
+    delete_node,
+    delete_object,
+    remove_needs,
+    remove_remains,
+)
+from hvext.operations.openable import openable
+from hvext.operations.rehearsal import rehearse
 from hvext.operations.steps import Report, Step, carry_out, silent
 from hvext.operations.threads import in_thread
 from hvext.operations.unplug import remove_device
 
+_ALREADY = "the guest has this disk already; options and access of this call were not applied"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plugged:
-    """A disk that the guest has. ``changed`` is False when it had it before."""
+    """A disk that the guest has. ``changed`` is False when it had it before; ``node`` is empty behind vhost-user."""
 
     changed: bool
     device: str
@@ -69,12 +84,24 @@ async def plug(
         return _already(running)
     host.find(disk.provider)
     await _placed(monitor, disk)
-    work = _Plug(monitor, host, disk, running, exclusive=exclusive)
+    obstacle = openable(
+        await query_capabilities(monitor), disk.names, disk.options, shared_memory=await memory_is_shared(monitor)
+    )
+    work = _Plug(monitor, host, disk, running, obstacle, exclusive=exclusive)
     await carry_out(f"plug {disk.provider}/{disk.volume.name}", work.steps(), report=report)
     return work.result()
 
 
 def _already(running: RunningDisk) -> Plugged:
+    if running.behind_vhost_user:
+        return Plugged(
+            changed=False,
+            device=str(running.device),
+            node="",
+            access="",
+            location=str(running.to_json()["uri"]),
+            reason=_ALREADY,
+        )
     if running.root is None:
         raise PlugError(
             f"the guest has a device {running.device!r} that is not this disk: there is no node {running.names.root!r}",
@@ -87,7 +114,7 @@ def _already(running: RunningDisk) -> Plugged:
         node=running.root.name,
         access="",
         location=node.where if node else "",
-        reason="the guest has this disk already; options and access of this call were not applied",
+        reason=_ALREADY,
     )
 
 
@@ -110,25 +137,34 @@ class _Plug:
     """One plug in progress: what the steps hand to each other."""
 
     def __init__(
-        self, monitor: Monitor, host: ProviderHost, disk: Disk, remains: RunningDisk, *, exclusive: bool
+        self,
+        monitor: Monitor,
+        host: ProviderHost,
+        disk: Disk,
+        remains: RunningDisk,
+        obstacle: Obstacle,
+        *,
+        exclusive: bool,
     ) -> None:
         self._monitor = monitor
         self._host = host
         self._disk = disk
         self._remains = remains
+        self._obstacle = obstacle
         self._exclusive = exclusive
         self._attached: Attached | None = None
         self._candidate: Candidate | None = None
+        self._plan: DiskPlan | None = None
         self._passed_over: list[str] = []
-        self._opened = ""
 
     def steps(self) -> Sequence[Step]:
         disk, monitor = self._disk, self._monitor
-        # Objects, upper nodes and the device do not depend on where the storage is; only the protocol node does.
-        shape = self._shape()
+        names = disk.names
+        # The names of all parts are the same wherever the storage is; what they are is known once it is open.
+        shape = plan_disk(names, FileLocation(path="/", opened=Opened.FILE), disk.options)
         clean = Step(name="remove what an earlier plug left", do=self._clean)
         return [
-            *([clean] if self._remains.node_names or self._remains.objects else []),
+            *([clean] if self._remains.has_remains else []),
             Step(
                 name=f"attach {disk.provider}/{disk.volume.name}",
                 do=self._attach,
@@ -137,30 +173,44 @@ class _Plug:
             ),
             *(_object_step(monitor, item) for item in shape.objects),
             Step(name="open the storage", do=self._open, undo=self._close),
-            *(_node_step(monitor, node) for node in shape.nodes[1:]),
+            *(self._node_step(index, node) for index, node in enumerate(shape.nodes) if index > 0),
             Step(
-                name=f"plug device {shape.device['id']}",
+                name=f"plug device {names.device}",
                 do=self._plug_device,
-                undo=lambda: remove_device(monitor, str(shape.device["id"])),
+                undo=lambda: remove_device(monitor, names.device),
             ),
         ]
 
-    def _shape(self) -> DiskPlan:
-        """The plan with any location: everything but the protocol node is final."""
-        return plan_disk(self._disk.names, FileLocation(path="/", opened=Opened.FILE), self._disk.options)
+    def _node_step(self, index: int, node: dict[str, object]) -> Step:
+        name = node["node-name"]
+
+        async def add() -> None:
+            # Behind vhost-user there are no nodes.
+            if self._opened.nodes:
+                await add_node(self._monitor, self._opened.nodes[index])
+
+        return Step(name=f"make {node['driver']} node {name}", do=add, undo=lambda: delete_node(self._monitor, name))
+
+    @property
+    def _opened(self) -> DiskPlan:
+        """The plan with the candidate that was opened."""
+        assert self._plan is not None  # noqa: S101
+        return self._plan
 
     async def _plug_device(self) -> None:
         """Look for the place again: attaching took its time, and others may have plugged meanwhile."""
         placed = await _placed(self._monitor, self._disk)
-        device = guest_device(placed.options, placed.names, str(self._shape().top_node["node-name"]))
-        await self._monitor.execute("device_add", device)
+        plan = plan_disk(placed.names, self._opened.location, placed.options)
+        await self._monitor.execute("device_add", plan.device)
 
     async def _clean(self) -> None:
         await remove_remains(self._monitor, self._remains)
 
     async def _attach(self) -> None:
         def work(cancel: Cancel) -> Attached:
-            return attachments.attach(self._host, self._disk, exclusive=self._exclusive, cancel=cancel)
+            return attachments.attach(
+                self._host, self._disk, exclusive=self._exclusive, cancel=cancel, obstacle=self._obstacle
+            )
 
         self._attached = await in_thread(work)
 
@@ -172,20 +222,42 @@ class _Plug:
         assert self._attached is not None  # noqa: S101
         *others, last = self._attached.choice.candidates
         for candidate in (*others, last):
-            node = plan_disk(self._disk.names, candidate.location, self._disk.options).nodes[0]
-            self._opened = str(node["node-name"])
-            self._candidate = candidate
+            plan = plan_disk(self._disk.names, candidate.location, self._disk.options, folder=private_folder())
+            self._plan, self._candidate = plan, candidate
             try:
-                await add_node(self._monitor, node)
-            except CommandRefused as error:
-                self._passed_over.append(f"{candidate.text}: {error.description}")
-                if candidate is last or not _about_storage(error):
-                    raise QemuError(f"QEMU opens none of the candidates: {'; '.join(self._passed_over)}") from error
+                await self._make(plan)
+            except (CommandTimeout, MonitorError):
+                # It may have been opened: not the time to open another.
+                raise
+            except QemuError as error:
+                await self._close()
+                words = error.description if isinstance(error, CommandRefused) else error.message
+                self._passed_over.append(f"{candidate.text}: {masked(' '.join(words.split()))}")
+                if candidate is last or not _about_storage(words):
+                    raise QemuError(
+                        f"QEMU opens none of the candidates: {'; '.join(self._passed_over)}",
+                        hint=error.hint or hint_for(candidate.location.driver, words),
+                    ) from error
             else:
                 return
 
+    async def _make(self, plan: DiskPlan) -> None:
+        """Make the protocol node with all that it needs, or the character device of vhost-user."""
+        await add_needs(self._monitor, plan.needs)
+        for chardev in plan.chardevs:
+            await add_chardev(self._monitor, chardev)
+        if plan.nodes:
+            await rehearse(self._monitor, plan.location, plan.needs, plan.nodes[0])
+            await add_node(self._monitor, plan.nodes[0])
+
     async def _close(self) -> None:
-        await delete_node(self._monitor, self._opened)
+        plan = self._opened
+        if plan.nodes:
+            await delete_node(self._monitor, plan.nodes[0]["node-name"])
+        for chardev in plan.chardevs:
+            await delete_chardev(self._monitor, chardev["id"])
+        if plan.needs.objects or plan.needs.files:
+            await remove_needs(self._monitor, plan.companions.node)
 
     def result(self) -> Plugged:
         """What was done."""
@@ -198,7 +270,7 @@ class _Plug:
         return Plugged(
             changed=True,
             device=self._disk.names.device,
-            node=self._disk.names.root,
+            node=self._disk.names.root if self._opened.nodes else "",
             access=str(self._candidate.access),
             location=self._candidate.text,
             reason=reason,
@@ -206,9 +278,9 @@ class _Plug:
         )
 
 
-def _about_storage(error: CommandRefused) -> bool:
+def _about_storage(description: str) -> bool:
     """Whether another candidate could do better; a name that exists already is not about the storage."""
-    return "Duplicate node" not in error.description and "node-name" not in error.description
+    return "Duplicate node" not in description and "node-name" not in description
 
 
 def _object_step(monitor: Monitor, item: dict[str, object]) -> Step:
@@ -216,12 +288,4 @@ def _object_step(monitor: Monitor, item: dict[str, object]) -> Step:
         name=f"make object {item['id']}",
         do=lambda: monitor.execute("object-add", item),
         undo=lambda: delete_object(monitor, item["id"]),
-    )
-
-
-def _node_step(monitor: Monitor, node: dict[str, object]) -> Step:
-    return Step(
-        name=f"make {node['driver']} node {node['node-name']}",
-        do=lambda: add_node(monitor, node),
-        undo=lambda: delete_node(monitor, node["node-name"]),
     )

@@ -16,14 +16,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from hvext.core.causes import hint_for
 from hvext.core.identity import DiskNames, ProtocolName
 from hvext.core.node import protocol_node_of, raw_node_of
 from hvext.core.running import Node, RunningDisk
-from hvext.core.uri import Location
+from hvext.core.uri import Location, masked
+from hvext.core.uri.location import Companions
 from hvext.errors import CommandRefused, DiskNotFound, QemuError, RepointRefused
+from hvext.host.private import private_folder
 from hvext.host.qmp import Monitor
+from hvext.operations.capabilities import query_capabilities
 from hvext.operations.inspect import running_disk
-from hvext.operations.nodes import add_node, delete_node
+from hvext.operations.nodes import add_node, delete_node, needs_steps, remove_needs
+from hvext.operations.rehearsal import rehearse
 from hvext.operations.steps import Report, Step, carry_out, silent
 
 
@@ -57,8 +62,15 @@ async def repoint(monitor: Monitor, names: DiskNames, location: Location, *, rep
     after everything was undone.
     """
     disk = await movable(monitor, names)
-    target = _words(location)
-    changed = disk.protocol.location != location
+    if not location.block_node:
+        raise RepointRefused(
+            f"{location.words} is served to the guest directly: a running disk cannot be moved there",
+            hint="unplug the disk and plug it with that access",
+        )
+    if location.read_only and not disk.root.read_only:
+        raise RepointRefused(f"{location.words} can only be read, and the guest writes to disk {names.uuid}")
+    target = location.words
+    changed = disk.protocol.location != location.reported
     before = disk.protocol.where
     if changed:
         await exchange(monitor, disk, location, exact_size=True, report=report)
@@ -81,6 +93,11 @@ class Movable:
     protocol: Node
 
     @property
+    def has_companions(self) -> bool:
+        """Whether the protocol node in use has objects beside it (secrets, TLS credentials)."""
+        return any(name.startswith(f"{self.protocol.name}-") for name in self.running.objects)
+
+    @property
     def top(self) -> Node:
         """The node whose size the guest sees."""
         return self.running.top or self.root
@@ -101,6 +118,11 @@ async def movable(monitor: Monitor, names: DiskNames) -> Movable:
         raise DiskNotFound(f"the guest has no disk {names.uuid}", hint="hvext disks lists those it has")
     if len(running.protocols) > 1:
         running = await _without_leftovers(monitor, running)
+    if running.behind_vhost_user:
+        raise RepointRefused(
+            f"disk {names.uuid} is served over vhost-user: it has no block node that could be moved",
+            hint="unplug it and plug it with another access",
+        )
     if running.device is None or running.root is None or running.protocol is None:
         libvirt = str(running.device).startswith("ua-")
         raise RepointRefused(
@@ -110,10 +132,6 @@ async def movable(monitor: Monitor, names: DiskNames) -> Movable:
     return Movable(running=running, device=running.device, root=running.root, protocol=running.protocol)
 
 
-def _words(location: Location) -> str:
-    return location.filename if location.local_aio else location.uri()
-
-
 async def _without_leftovers(monitor: Monitor, running: RunningDisk) -> RunningDisk:
     """Delete protocol nodes that an interrupted move left; QEMU refuses to delete the one that is in use."""
     for node in running.protocols:
@@ -121,6 +139,7 @@ async def _without_leftovers(monitor: Monitor, running: RunningDisk) -> RunningD
             await delete_node(monitor, node.name)
         except CommandRefused:
             continue
+        await remove_needs(monitor, node.name)
     return await running_disk(monitor, running.names)
 
 
@@ -144,16 +163,23 @@ async def exchange(
     """
     root, old, names = disk.root, disk.protocol, disk.running.names
     check_direct(disk)
+    opened = replace(old.by_name or ProtocolName(), generation=disk.running.free_generation)
     new = protocol_node_of(
         location,
         names,
-        replace(old.by_name or ProtocolName(), generation=disk.running.free_generation),
+        opened,
         read_only=root.read_only,
         direct=old.direct,
         no_flush=old.no_flush,
+        folder=private_folder(),
     )
+    needs = location.needs(Companions(node=names.protocol(opened), folder=private_folder()))
+    capabilities = await query_capabilities(monitor)
+    for item in needs.objects:
+        capabilities.check_object(item)
+    capabilities.check_node(new)
     new_name = str(new["node-name"])
-    target = _words(location)
+    target = location.words
 
     def reopen(protocol: str) -> dict[str, object]:
         options = raw_node_of(
@@ -177,10 +203,19 @@ async def exchange(
                 hint="the new location must be the same volume; after a grow use hvext resize",
             )
 
+    async def open_new() -> None:
+        try:
+            await rehearse(monitor, location, needs, new)
+            await add_node(monitor, new)
+        except CommandRefused as error:
+            words = masked(" ".join(error.description.split()))
+            raise QemuError(f"QEMU does not open it: {words}", hint=hint_for(location.driver, words)) from error
+
     steps = [
+        *needs_steps(monitor, needs, new_name),
         Step(
             name=f"open {target}",
-            do=lambda: add_node(monitor, new),
+            do=open_new,
             undo=lambda: delete_node(monitor, new_name),
         ),
         Step(name="compare the sizes", do=compare),
@@ -191,6 +226,11 @@ async def exchange(
         ),
     ]
     await carry_out(f"move disk {names.uuid} to {target}", steps, report=report)
+
     # The move is done: a node that stays is no reason to go back, and the next move removes it.
-    close = Step(name=f"close {old.where}", do=lambda: delete_node(monitor, old.name))
+    async def close_old() -> None:
+        await delete_node(monitor, old.name)
+        await remove_needs(monitor, old.name)
+
+    close = Step(name=f"close {old.where}", do=close_old)
     await carry_out(f"finish the move of disk {names.uuid} to {target}, where it is now", [close], report=report)

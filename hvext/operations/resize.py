@@ -18,6 +18,7 @@ from hvext.errors import CommandRefused, InputError, OperationFailed, QemuError,
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
+from hvext.operations import attachments
 from hvext.operations.repoint import Movable, check_direct, exchange, movable
 from hvext.operations.steps import Report, Step, carry_out, silent
 from hvext.operations.threads import in_thread
@@ -72,7 +73,8 @@ async def resize(
     if found.root.read_only:
         raise InputError(f"disk {disk.names.uuid} is read-only: QEMU does not resize it")
     before = found.top.size_bytes
-    _fresh_location(found)
+    offered = await _offered(host, disk, found)
+    _fresh_location(found, offered)
     old_mib = before // MIB if old_size_mib is None else check_size_mib(old_size_mib, "old size")
     if new_size_mib * MIB < before:
         raise InputError(f"the disk has {_mib(before)}; {new_size_mib} MiB would shrink it", hint="disks can only grow")
@@ -89,7 +91,7 @@ async def resize(
     steps = [Step(name=f"grow {disk.provider}/{disk.volume.name} to {new_size_mib} MiB", do=grow)]
     await carry_out(f"resize disk {disk.names.uuid}", steps, report=report)
     try:
-        after = await show_size(monitor, disk.names, new_size_mib * MIB, report=report)
+        after = await show_size(monitor, disk.names, new_size_mib * MIB, offered=offered, report=report)
     except OperationFailed as error:
         raise OperationFailed(
             f"cannot resize disk {disk.names.uuid}: the volume has {new_size_mib} MiB now, but the guest does not see "
@@ -107,14 +109,33 @@ async def resize(
     )
 
 
-def _fresh_location(disk: Movable) -> Location | None:
+async def _offered(host: ProviderHost, disk: Disk, found: Movable) -> Location | None:
+    """Ask the provider where the storage is when QEMU does not report how to log in there; None when it does.
+
+    Raises RepointRefused when the provider no longer offers that place.
+    """
+    node = found.protocol
+    if node.grows_in_place or not found.has_companions:
+        return None
+    offer = await in_thread(lambda _cancel: attachments.offer(host, disk))
+    for candidate in offer.choice.candidates:
+        if candidate.location.reported == node.location:
+            return candidate.location
+    raise RepointRefused(
+        f"disk {disk.names.uuid} is at {node.where} with credentials that QEMU does not report, and the provider does "
+        "not offer that place any more",
+        hint="move it with hvext repoint to what the provider offers first",
+    )
+
+
+def _fresh_location(disk: Movable, offered: Location | None) -> Location | None:
     """Return where the storage has to be opened afresh to see a new size; None where the open node sees it.
 
     Raises RepointRefused when that cannot be done.
     """
     node = disk.protocol
-    if node.grows_in_place:
-        return None
+    if node.grows_in_place or offered is not None:
+        return offered
     if node.location is None:
         raise RepointRefused(
             f"QEMU does not tell where disk {disk.running.names.uuid} is ({node.filename}), and an open {node.driver} "
@@ -130,8 +151,17 @@ def _mib(size_bytes: int) -> str:
     return f"{size_bytes} bytes" if rest else f"{mib} MiB"
 
 
-async def show_size(monitor: Monitor, names: DiskNames, size_bytes: int, *, report: Report = silent) -> int:
+async def show_size(
+    monitor: Monitor,
+    names: DiskNames,
+    size_bytes: int,
+    *,
+    offered: Location | None = None,
+    report: Report = silent,
+) -> int:
     """Make the guest see that the storage of a disk has grown to ``size_bytes``; may be repeated.
+
+    ``offered`` is where it is, for storage whose credentials QEMU does not report.
 
     Returns the size that the guest sees, which is larger where the storage only has sizes of its own (a provider that
     rounds up). An NBD connection keeps the size it was opened with, so the disk is moved to a fresh one first. Raises
@@ -141,7 +171,7 @@ async def show_size(monitor: Monitor, names: DiskNames, size_bytes: int, *, repo
     old, top = disk.protocol, disk.top
     if top.size_bytes >= size_bytes and old.size_bytes >= size_bytes:
         return top.size_bytes
-    fresh = _fresh_location(disk) if old.size_bytes < size_bytes else None
+    fresh = _fresh_location(disk, offered) if old.size_bytes < size_bytes else None
     if fresh is not None:
         await exchange(monitor, disk, fresh, exact_size=False, report=report)
     seen = 0

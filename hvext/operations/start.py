@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+from hvext.core.capability import Capabilities
 from hvext.core.command_line import blockdev_argv, drive_argv
 from hvext.core.commands import plug_commands
 from hvext.core.device import SHARED_CONTROLLER
@@ -13,11 +14,14 @@ from hvext.core.disk import Disk
 from hvext.core.domain_xml import disk_xml
 from hvext.core.options import DeviceModel
 from hvext.core.plan import DiskPlan, controller_iothread, plan_disk
+from hvext.core.secret import is_secret_name
 from hvext.core.topology import Controller, Topology, place_disk
 from hvext.errors import InputError, OperationFailed
+from hvext.host.private import private_folder, write_private
 from hvext.host.provider import ProviderHost
 from hvext.operations import attachments
 from hvext.operations.attachments import Attached
+from hvext.operations.openable import openable
 
 #: Buses on which QEMU finds a free slot by itself.
 _ROOT_BUSES = ("pci.0", "pcie.0")
@@ -25,11 +29,16 @@ _ROOT_BUSES = ("pci.0", "pcie.0")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedDisk:
-    """One attached disk with its plan; ``index`` counts the disks of its bus."""
+    """One attached disk with its plan, whose secrets are in private files; ``index`` counts the disks of its bus."""
 
     attached: Attached
     plan: DiskPlan
     index: int
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the provider's author should mend, and what whoever starts QEMU has to see to."""
+        return (*self.attached.attachment.warnings, *self.plan.notes)
 
     def xml(self) -> str:
         """Return libvirt's ``<disk>``."""
@@ -76,7 +85,9 @@ def check_disks(disks: Sequence[Disk]) -> None:
 
 def _volume(disk: Disk) -> str:
     """Return what tells one volume from another, in words."""
-    parameters = "".join(f" {name}={value}" for name, value in sorted(disk.volume.parameters.items()))
+    parameters = "".join(
+        f" {name}={value}" for name, value in sorted(disk.volume.parameters.items()) if not is_secret_name(name)
+    )
     return f"{disk.provider}/{disk.volume.name}{parameters}"
 
 
@@ -95,8 +106,12 @@ def _place(disk: Disk) -> str | None:
     return f"bus={place.bus}, addr={int(slot, 16):02x}.{function or 0}"
 
 
-def start_disks(host: ProviderHost, disks: Sequence[Disk], *, exclusive: bool = True) -> Start:
-    """Attach all disks side by side and plan them as a hot-plug would.
+def start_disks(
+    host: ProviderHost, disks: Sequence[Disk], *, exclusive: bool = True, capabilities: Capabilities | None = None
+) -> Start:
+    """Attach all disks side by side and plan them as a hot-plug would; secrets are written to private files.
+
+    ``capabilities`` are those of the QEMU that will be started: URIs that it cannot open are passed over.
 
     SCSI disks that name no controller share one, ``scsi0``, which the arguments make; with ``iothread=auto`` it gets
     an iothread of its own. When anything fails, all volumes are let go again. Raises OperationFailed, and InputError
@@ -105,9 +120,13 @@ def start_disks(host: ProviderHost, disks: Sequence[Disk], *, exclusive: bool = 
     sharing = [disk for disk in disks if _is_scsi(disk) and disk.options.placement.bus is None]
     placed = _placed(disks, sharing)
     check_disks(placed)
-    attached = attachments.attach_all(host, placed, exclusive=exclusive)
+    attached = attachments.attach_all(
+        host, placed, exclusive=exclusive, obstacle=lambda disk: openable(capabilities, disk.names, disk.options)
+    )
     try:
-        return Start(disks=tuple(_prepared(attached, sharing)))
+        start = Start(disks=tuple(_prepared(attached, sharing)))
+        for disk in start.disks:
+            write_private(disk.plan.needs.files)
     except BaseException as error:
         left = attachments.detach_all(host, [item.disk for item in attached])
         if left:
@@ -115,6 +134,7 @@ def start_disks(host: ProviderHost, disks: Sequence[Disk], *, exclusive: bool = 
                 f"cannot plan the disks: {error}; NOT detached: {'; '.join(left)}", step="plan", left=left
             ) from error
         raise
+    return start
 
 
 def _is_scsi(disk: Disk) -> bool:
@@ -129,8 +149,14 @@ def _prepared(attached: Sequence[Attached], sharing: Sequence[Disk]) -> Iterator
         counts[disk.options.device] += 1
         first = bool(sharing) and disk.names == sharing[0].names
         location = item.choice.chosen.location
-        plan = plan_disk(disk.names, location, disk.options, controller=SHARED_CONTROLLER if first else None)
-        yield PreparedDisk(attached=item, plan=plan, index=index)
+        plan = plan_disk(
+            disk.names,
+            location,
+            disk.options,
+            controller=SHARED_CONTROLLER if first else None,
+            folder=private_folder(),
+        )
+        yield PreparedDisk(attached=item, plan=plan.stored(), index=index)
 
 
 def _placed(disks: Sequence[Disk], sharing: Sequence[Disk]) -> list[Disk]:

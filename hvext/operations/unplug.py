@@ -45,7 +45,10 @@ class UnplugState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unplugged:
-    """How an unplug stands; ``removed`` are the nodes and objects that are gone, ``detached`` tells of the volume."""
+    """How an unplug stands; ``detached`` tells of the volume.
+
+    ``removed`` are the nodes, objects and character devices that are gone.
+    """
 
     state: UnplugState
     device: str
@@ -78,7 +81,7 @@ async def unplug(
     running = await running_disk(monitor, names)
     device = running.device or names.device
     state = UnplugState.ABSENT
-    if running.device is not None and running.root is None:
+    if running.device is not None and running.root is None and not running.behind_vhost_user:
         libvirt = device.startswith("ua-")
         raise PlugError(
             f"device {device!r} does not stand on the nodes of disk {names.uuid}: it is not hvext's to unplug",
@@ -97,7 +100,7 @@ async def unplug(
         nonlocal removed
         removed = await remove_remains(monitor, running)
 
-    if running.node_names or running.objects:
+    if running.has_remains:
         steps = [Step(name="remove its block nodes and objects", do=remove)]
         await carry_out(f"unplug {device}", steps, report=report)
         state = UnplugState.UNPLUGGED

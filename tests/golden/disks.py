@@ -82,5 +82,46 @@ DISKS = {
         },
     ),
     "odd-names": _plan("nbd+unix:///a,b%22c'd=%C3%A9?socket=/run/x,readonly=on/%22%25,,", {}),
+    "nbd-psk": _plan(
+        "nbds://hvext@server.example:10810/disk0?tls-psk-file=/etc/hvext/disks.psk&reconnect-delay=10&open-timeout=5",
+        {},
+    ),
+    "nbd-x509": _plan("nbds://server.example/disk0?tls-certificates=/etc/pki/qemu&tls-hostname=disks.example", {}),
+    "rbd-with-all": _plan(
+        "rbd:vms/tenant/disk0@base:id=hvext:key=bm90LWEta2V5:auth_supported=cephx:conf=/etc/ceph/two.conf"
+        ":mon_host=192.0.2.1\\:6789\\;[2001\\:db8\\:\\:1]\\:6789:rados_osd_op_timeout=20",
+        {},
+    ),
+    "rbd-for-libvirt": _plan("rbd:vms/disk0:id=hvext:key=bm90LWEta2V5:mon_host=192.0.2.1\\:6789", {}),
+    "iscsi": _plan("iscsi://hvext%not-a-password@[2001:db8::1]:3261/iqn.2001-04.org.example:disks/7", {}),
+    "iscsi-with-all": _plan(
+        'json:{"driver":"iscsi","transport":"iser","portal":"server.example:3261","target":"iqn.2001-04.org.example:x",'
+        '"lun":3,"user":"hvext","password":"not-a-password","initiator-name":"iqn.2001-04.org.example:host",'
+        '"header-digest":"crc32c","timeout":30}',
+        {},
+    ),
+    "ssh": _plan(f"ssh://hvext@server.example:2222/srv/disk0?host_key_check=sha256:{'ab' * 32}", {}),
+    "nfs": _plan("nfs://server.example/export/disk0?uid=1000&gid=1001", {}),
+    "nfs-with-all": _plan(
+        "nfs://server.example/export/disk0?uid=1000&gid=1001&tcp-syncnt=3&readahead=65536&pagecache=16&debug=2",
+        {"cache": "writeback"},
+    ),
+    "gluster": _plan("gluster://server.example/volume/disk0", {}),
+    "gluster-with-all": _plan(
+        'json:{"driver":"gluster","volume":"volume","path":"disk0","debug":7,"logfile":"/var/log/gluster.log",'
+        '"server":[{"type":"inet","host":"one.example","port":"24008"},{"type":"unix","path":"/run/glusterd.sock"}]}',
+        {},
+    ),
+    "https": _plan("https://server.example/disk0.raw", {}),
+    "https-with-all": _plan(
+        'json:{"driver":"https","url":"https://server.example/disk0.raw","username":"hvext","password":"not-a-password",'
+        '"cookie":"session=not-a-token","sslverify":false,"proxy-username":"proxy","proxy-password":"not-a-password",'
+        '"readahead":1048576,"timeout":7}',
+        {},
+    ),
+    "nvme": _plan("nvme://0000:44:00.0/2", {}),
+    "io-uring": _plan('json:{"driver":"io_uring","filename":"/srv/disk0.raw"}', {}),
+    "virtio-blk-vhost-user": _plan('json:{"driver":"virtio-blk-vhost-user","path":"/run/disk0.sock"}', {}),
+    "vhost-user": _plan("vhost-user:/run/disk0,a.sock", {"bootindex": 1, "bus": "rp0"}),
     "odd-path": _plan("/srv/x,file.filename=/etc/shadow,\"'\\ $é&<", {"serial": "a,b=c"}),
 }

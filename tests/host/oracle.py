@@ -13,9 +13,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+from xml.sax.saxutils import escape
 
 import pytest
 from lxml import etree
@@ -26,6 +28,7 @@ MIB = 1 << 20
 _READY_S = 30.0
 #: Starting libvirt's driver includes asking QEMU for everything it can do.
 _LIBVIRT_S = 120.0
+_DRIVERS = "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver"
 _SCHEMA = "/usr/share/libvirt/schemas/domain.rng"
 
 
@@ -81,10 +84,18 @@ def short_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def program(argv: Sequence[str], ready: Callable[[], bool], *, keep: Sequence[int] = ()) -> Iterator[Callable[[], str]]:
+def program(
+    argv: Sequence[str],
+    ready: Callable[[], bool],
+    *,
+    keep: Sequence[int] = (),
+    env: Mapping[str, str] | None = None,
+    account: Mapping[str, Any] | None = None,
+) -> Iterator[Callable[[], str]]:
     """A program that runs inside the block, as a function that returns what it has printed.
 
-    Raises Refused with its last words when it does not get ready. ``keep`` are file descriptors that it inherits.
+    Raises Refused with its last words when it does not get ready. ``keep`` are file descriptors that it inherits,
+    ``account`` says as whom it runs in the terms of ``subprocess``.
     """
     with tempfile.TemporaryFile() as output:
 
@@ -93,7 +104,14 @@ def program(argv: Sequence[str], ready: Callable[[], bool], *, keep: Sequence[in
             return output.read().decode(errors="replace")
 
         process = subprocess.Popen(
-            list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, pass_fds=keep
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=keep,
+            env=env,
+            **(account or {}),
         )
         try:
             deadline = time.monotonic() + _READY_S
@@ -159,8 +177,12 @@ class Libvirt:
     def __init__(self, folder: Path) -> None:
         self._virsh = need("virsh", "libvirt-clients")
         self._emulator = need("qemu-system-x86_64", "qemu-system-x86")
-        need("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so", "libvirt-daemon-driver-qemu")
+        need(f"{_DRIVERS}/libvirt_driver_qemu.so", "libvirt-daemon-driver-qemu")
         self._folder = folder
+        self._uri = f"qemu:///embed?root={folder}"
+        self._env = {"PATH": os.environ["PATH"]}
+        for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+            self._env[name] = str(folder)
         self._account: dict[str, Any] = {}
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
@@ -171,6 +193,51 @@ class Libvirt:
         """The command line that libvirt would start for a domain with these disks."""
         file = self._write(disks)
         return shlex.split(self._run("domxml-to-native", "qemu-argv", "--xml", str(file)))
+
+    @contextlib.contextmanager
+    def daemon(self) -> Iterator[None]:
+        """A libvirtd inside the block, which is asked instead.
+
+        Without one, libvirt 9.0 cannot look up secrets ("No current identity to elevate").
+        """
+        libvirtd = need("/usr/sbin/libvirtd", "libvirt-daemon")
+        socket_path = self._folder / "libvirt" / "libvirt-sock"
+        with program([libvirtd], socket_path.exists, env=self._env, account=self._account):
+            before, self._uri = self._uri, f"qemu+unix:///session?socket={socket_path}"
+            try:
+                yield
+            finally:
+                self._uri = before
+
+    @contextlib.contextmanager
+    def secrets(self, texts: Mapping[str, tuple[str, str]]) -> Iterator[None]:
+        """libvirt secrets inside the block; kind (``iscsi``, or ``ceph`` in base64) and text of each by its usage.
+
+        libvirt encrypts them with a key of its own: command lines have an object for each, but not its text.
+        """
+        with contextlib.ExitStack() as made:
+            for usage, (kind, text) in texts.items():
+                made.enter_context(self._secret(usage, kind, text))
+            yield
+
+    @contextlib.contextmanager
+    def _secret(self, usage: str, kind: str, text: str) -> Iterator[None]:
+        element = {"iscsi": "target", "ceph": "name"}[kind]
+        number = str(uuid.uuid4())
+        described, value = self._folder / "secret.xml", self._folder / "secret.text"
+        described.write_text(
+            f"<secret ephemeral='yes'><uuid>{number}</uuid>"
+            f"<usage type='{kind}'><{element}>{escape(usage)}</{element}></usage></secret>",
+            encoding="utf-8",
+        )
+        value.write_text(text, encoding="utf-8")
+        self._run("secret-define", str(described))
+        try:
+            self._run("secret-set-value", number, "--file", str(value), *(["--plain"] if kind == "iscsi" else []))
+            value.unlink()
+            yield
+        finally:
+            self._run("secret-undefine", number)
 
     def understood(self, disks: Sequence[str]) -> etree._Element:
         """The domain as libvirt prints it after it has read it: what it does not know is gone."""
@@ -187,13 +254,13 @@ class Libvirt:
 
     def _run(self, *words: str) -> str:
         done = subprocess.run(
-            [self._virsh, "-q", "-c", f"qemu:///embed?root={self._folder}", *words],
+            [self._virsh, "-q", "-c", self._uri, *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=_LIBVIRT_S,
             check=False,
-            env={"PATH": os.environ["PATH"], "HOME": str(self._folder), "XDG_RUNTIME_DIR": str(self._folder)},
+            env=self._env,
             **self._account,
         )
         if done.returncode:
@@ -208,9 +275,17 @@ def libvirt() -> Iterator[Libvirt]:
         yield Libvirt(folder)
 
 
+@contextlib.contextmanager
+def libvirt_daemon() -> Iterator[Libvirt]:
+    """libvirt with a daemon inside the block, for disks with secrets."""
+    with libvirt() as asked, asked.daemon():
+        yield asked
+
+
 def domain(disks: Sequence[str], emulator: str = "/usr/bin/qemu-system-x86_64") -> str:
-    """A domain with these ``<disk>`` elements, two iothreads and a virtio-scsi controller."""
-    return f"""<domain type='qemu'><name>oracle</name><memory unit='MiB'>64</memory><iothreads>2</iothreads>
+    """A domain with these ``<disk>`` elements, two iothreads, a virtio-scsi controller and memory that is shared."""
+    return f"""<domain type='qemu'><name>oracle</name><memory unit='MiB'>64</memory>
+<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking><iothreads>2</iothreads>
 <os><type arch='x86_64' machine='q35'>hvm</type></os><devices><emulator>{emulator}</emulator>
 <controller type='scsi' index='0' model='virtio-scsi'/>{"".join(disks)}</devices></domain>"""
 

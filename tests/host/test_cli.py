@@ -28,7 +28,8 @@ from tests.providers import actions, read_calls, write_provider
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     *("providers", "provider", "create", "remove", "grow", "attach", "detach", "open", "close", "setinfo", "snapshot"),
-    *("verify", "args", "explain", "plug", "unplug", "repoint", "resize", "disks", "demo"),
+    *("verify", "args", "explain", "plug", "unplug", "repoint", "resize", "disks", "capabilities"),
+    "demo",
 )
 SOON_S = 60.0
 RBD_AND_PATH = "/dev/rbd0\nkvm:rbd:pool/image\nxen-pvm:phy:x\n"
@@ -212,7 +213,7 @@ def test_explain_tells_what_is_offered_what_is_chosen_and_all_renderings() -> No
         (RBD_AND_PATH, ["--access", "kernelspace"], {"access": "kernelspace", "path": "/dev/rbd0"}),
         ("\nkvm:nbd+unix:///x?socket=/s", [], {"access": "userspace", "uri": "nbd+unix:///x?socket=/s"}),
         ("\nkvm:nbd://h/a\nkvm:nbd://h/b", [], {"access": "userspace", "uri": "nbd://h/a"}),
-        ("/dev/sdx\nkvm:gluster://h/v/i", [], {"access": "kernelspace", "path": "/dev/sdx"}),
+        ("/dev/sdx\nkvm:vxhs://h/v/i", [], {"access": "kernelspace", "path": "/dev/sdx"}),
         (RBD_AND_PATH, ["--hypervisor", "xen-pvm"], {"access": "userspace", "uri": "phy:x"}),
         (RBD_AND_PATH, ["--hypervisor", "XEN-PVM"], {"access": "userspace", "uri": "phy:x"}),
         (RBD_AND_PATH, ["--hypervisor", "xen-hvm"], {"access": "kernelspace", "path": "/dev/rbd0"}),

@@ -10,8 +10,8 @@ from hvext.errors import AccessError
 PATH = "/dev/rbd0"
 RBD = "rbd:pool/image"
 NBD = "nbd+unix:///disk?socket=/run/s"
-BAD = "nbds://host/disk"
-WORSE = "iscsi://host/iqn.x/1"
+BAD = "sheepdog:disk"
+WORSE = "ceph:pool/disk"
 
 
 def offer(path: str | None, *uris: str, hypervisor: str = "kvm") -> Attachment:
@@ -37,9 +37,9 @@ TABLE = {
         "uri": ([RBD], "the provider offers a URI that QEMU can open itself"),
         "both": ([RBD, PATH], "the provider offers a URI that QEMU can open itself"),
         "two-uris": ([NBD, RBD, PATH], "the provider offers 2 URIs that QEMU can open itself"),
-        "unusable-uris": ([PATH], "'nbds://host/disk' cannot be used: QEMU knows no protocol 'nbds'"),
-        "unusable-uris-alone": ([], "'nbds://host/disk' cannot be used"),
-        "unusable-then-usable": ([RBD, PATH], "('nbds://host/disk' cannot be used"),
+        "unusable-uris": ([PATH], "'sheepdog:disk' cannot be used: protocol 'sheepdog' was removed from QEMU"),
+        "unusable-uris-alone": ([], "'sheepdog:disk' cannot be used"),
+        "unusable-then-usable": ([RBD, PATH], "('sheepdog:disk' cannot be used"),
         "other-hypervisor": ([PATH], "the provider printed no kvm: URI; using the block path"),
         "none": ([], "the provider printed no kvm: URI, and there is no block device path either"),
     },
@@ -48,9 +48,9 @@ TABLE = {
         "uri": ([RBD], "access=userspace asks for a URI"),
         "both": ([RBD], "access=userspace asks for a URI"),
         "two-uris": ([NBD, RBD], "access=userspace asks for a URI"),
-        "unusable-uris": ([], "hvext does not open 'iscsi' URIs"),
-        "unusable-uris-alone": ([], "QEMU knows no protocol 'nbds'"),
-        "unusable-then-usable": ([RBD], "access=userspace asks for a URI ('nbds://host/disk' cannot be used"),
+        "unusable-uris": ([], "QEMU knows no protocol 'ceph'"),
+        "unusable-uris-alone": ([], "protocol 'sheepdog' was removed from QEMU"),
+        "unusable-then-usable": ([RBD], "access=userspace asks for a URI ('sheepdog:disk' cannot be used"),
         "other-hypervisor": ([], "access=userspace was asked for, but the provider printed no kvm: URI"),
         "none": ([], "the provider printed no kvm: URI"),
     },
@@ -92,8 +92,8 @@ def test_every_offer_has_a_row_for_every_access() -> None:
 def test_every_unusable_uri_is_named_with_its_own_reason() -> None:
     choice = choose_access(OFFERS["unusable-uris"])
     assert len(choice.skipped) == 2
-    assert "'nbds'" in choice.skipped[0]
-    assert "'iscsi'" in choice.skipped[1]
+    assert "'sheepdog'" in choice.skipped[0]
+    assert "'ceph'" in choice.skipped[1]
     assert all(skipped in choice.reason for skipped in choice.skipped)
 
 
@@ -103,7 +103,7 @@ def test_a_uri_that_this_qemu_has_no_driver_for_is_passed_over_with_the_reason()
 
     choice = choose_access(offer(PATH, RBD, NBD), obstacle=no_rbd)
     assert [candidate.text for candidate in choice.candidates] == [NBD, PATH]
-    assert f"'{RBD}' cannot be opened by this QEMU: it has no driver rbd" in choice.reason
+    assert f"'{RBD}' cannot be used here: it has no driver rbd" in choice.reason
     with pytest.raises(AccessError, match="it has no driver rbd"):
         choose_access(offer(PATH, RBD), Access.USERSPACE, obstacle=no_rbd)
     assert choose_access(offer(PATH, RBD), obstacle=no_rbd).chosen.text == PATH

@@ -14,6 +14,7 @@ from hvext.core.identity import (
     ProtocolName,
     disk_of_device,
     disk_of_node,
+    owner_of_object,
     parse_protocol_name,
 )
 from hvext.core.options import Aio, Discard
@@ -31,6 +32,10 @@ opened = st.builds(
 )
 
 
+def own(disk: DiskNames) -> tuple[str, ...]:
+    return (disk.throttle_group, disk.iothread, disk.chardev)
+
+
 def every_name(disk: DiskNames) -> list[str]:
     protocols = [
         disk.protocol(ProtocolName(generation=generation, aio=aio, discard=discard))
@@ -38,7 +43,7 @@ def every_name(disk: DiskNames) -> list[str]:
         for aio in (None, *Aio)
         for discard in Discard
     ]
-    return [disk.root, disk.throttle_node, disk.device, disk.drive, *disk.objects, *protocols]
+    return [disk.root, disk.throttle_node, disk.device, disk.drive, *own(disk), *protocols]
 
 
 def test_the_names_of_a_disk_are_the_documented_ones() -> None:
@@ -50,7 +55,11 @@ def test_the_names_of_a_disk_are_the_documented_ones() -> None:
     assert DISK.drive == "hv-0d1b4b5e-6d8a-4d3b-9a57-0c5f2f6f7a10-drive"
     assert DISK.throttle_group == "hv-0d1b4b5e-6d8a-4d3b-9a57-0c5f2f6f7a10-throttle"
     assert DISK.iothread == "hv-0d1b4b5e-6d8a-4d3b-9a57-0c5f2f6f7a10-iothread"
-    assert DISK.objects == (DISK.throttle_group, DISK.iothread)
+    assert DISK.chardev == f"{DISK.device}-chardev"
+    node = DISK.protocol(ProtocolName(generation=3))
+    assert all(DISK.owns_object(name) for name in (DISK.throttle_group, DISK.iothread, f"{node}-password"))
+    assert not any(DISK.owns_object(name) for name in (node, f"{node}x", f"{DISK.root}-t-password", "iothread1"))
+    assert owner_of_object(f"{node}-tls") == DISK
 
 
 @given(disk=disks, how=opened)
@@ -58,13 +67,13 @@ def test_qemu_takes_every_name(disk: DiskNames, how: ProtocolName) -> None:
     nodes = [disk.root, disk.throttle_node, disk.protocol(how)]
     for name in nodes:
         assert len(name) <= NODE_NAME_LIMIT
-    for name in (*nodes, disk.device, disk.drive, *disk.objects):
+    for name in (*nodes, disk.device, disk.drive, *own(disk)):
         assert WELL_FORMED.match(name)
 
 
 def test_one_disk_never_uses_a_name_twice() -> None:
     names = every_name(DISK)
-    assert len(set(names)) == len(names) == 6 + GENERATIONS * 8
+    assert len(set(names)) == len(names) == 7 + GENERATIONS * 8
 
 
 @given(one=disks, other=disks)

@@ -65,7 +65,7 @@ ACCEPTED: dict[str, tuple[dict[str, object], DiskOptions]] = {
         DiskOptions(read_only=True, detect_zeroes=DetectZeroes.ON, throttle=Throttle(bps_total=5)),
     ),
     "json-types": ({"read_only": True, "bootindex": 2}, DiskOptions(read_only=True, bootindex=2)),
-    "strings": ({"read_only": "false", "bootindex": "2"}, DiskOptions(bootindex=2)),
+    "strings": ({"read_only": "false", "bootindex": "2"}, DiskOptions(read_only=False, bootindex=2)),
     "virtio-place": ({"bus": "rp0", "addr": "1f.0"}, DiskOptions(placement=Placement(bus="rp0", addr="1f.0"))),
     "scsi-place": (
         {"device": "scsi-hd", "bus": "scsi0", "scsi_id": "255", "lun": 16383},

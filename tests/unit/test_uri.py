@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hvext.core.options import DetectZeroes
 from hvext.core.running import Node
 from hvext.core.uri import FileLocation, Location, Opened, parse_filename, parse_uri
-from hvext.core.uri.nbd import EXPORT_BYTES, SOCKET_PATH_BYTES, NbdLocation, TcpServer, UnixServer
+from hvext.core.uri.nbd import EXPORT_BYTES, NbdLocation, TcpServer, UnixServer
 from hvext.core.uri.rbd import RbdLocation
+from hvext.core.uri.syntax import SOCKET_PATH_BYTES
 from hvext.errors import InputError, LocationError, UnsupportedLocation
 
 
@@ -20,6 +21,17 @@ def unix(path: str, export: str = "") -> NbdLocation:
 
 def tcp(host: str, port: int = 10809, export: str = "") -> NbdLocation:
     return NbdLocation(server=TcpServer(host=host, port=port), export=export)
+
+
+def shown_by_qemu(location: NbdLocation | FileLocation) -> str:
+    """What QEMU reports as ``file`` of a node at a location: nothing in it is encoded."""
+    if isinstance(location, FileLocation):
+        return location.path
+    export = f"/{location.export}" if location.export else ""
+    if isinstance(location.server, UnixServer):
+        return f"nbd+unix://{export}?socket={location.server.path}"
+    assert isinstance(location.server, TcpServer)
+    return f"nbd://{location.server.host}:{location.server.port}{export}"
 
 
 def rbd(pool: str, image: str, **more: str) -> RbdLocation:
@@ -96,7 +108,7 @@ VALID: dict[str, Location] = {
 def test_a_uri_is_read_as_qemu_reads_it(uri: str) -> None:
     location = parse_uri(uri)
     assert location == VALID[uri]
-    assert parse_uri(location.uri(), look=lambda _: Opened(location.driver)) == location
+    assert parse_uri(location.uri(reveal=True), look=lambda _: Opened(location.driver)) == location
 
 
 #: Text that cannot be read, and words of the error that name the wrong part.
@@ -136,7 +148,7 @@ INVALID: dict[str, str] = {
     "nbd://h:65536/e": "port 65536",
     "nbd://::1/e": "[::1]:10809",
     "nbd://[::1": "not HOST[:PORT]",
-    "nbd://[]": "names no host",
+    "nbd://[]": "only an IPv6 address",
     "nbd://[h]/e": "only an IPv6 address",
     "nbd://[::g]/e": "'::g' is not an IPv6 address",
     "nbd://[::1%a%b]/e": "not an IPv6 address",
@@ -177,12 +189,10 @@ INVALID: dict[str, str] = {
     "rbd://pool/image": "POOL[/NAMESPACE]/IMAGE",
     "rbd:p/i@": "POOL[/NAMESPACE]/IMAGE",
     "rbd:p/i@s@t": "POOL[/NAMESPACE]/IMAGE",
-    "rbd:p/i:rbd_cache=true": "'rbd_cache=true' cannot be carried over",
-    "rbd:p/i:mon_host=a\\:1": "'mon_host=a:1' cannot be carried over",
-    "rbd:p/i:id": "'id' cannot be carried over",
+    "rbd:p/i:id": "option 'id' has no value",
     "rbd:p/i:id=": "option id has no value",
     "rbd:p/i:conf=/etc/a@b": "write \\@",
-    "rbd:p/i:": "'' cannot be carried over",
+    "rbd:p/i:": "option '' has no value",
     "rbd:p/i\0": "NUL",
 }
 
@@ -198,13 +208,8 @@ def test_a_uri_that_cannot_be_read_is_refused_with_the_part_that_is_wrong(uri: s
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
-        ("iscsi://h/iqn/1", "does not open 'iscsi' URIs; it opens file, host_device, nbd"),
-        ("gluster+tcp://h/v/p", "does not open 'gluster+tcp'"),
-        ("https://h/x", "does not open 'https'"),
-        ('json:{"driver":"nbd"}', "does not open 'json'"),
+        ('json:{"driver":"qcow3"}', "json: driver 'qcow3' is not one that hvext opens"),
         ("sheepdog:vdi", "removed from QEMU in QEMU 6.0"),
-        ("nbds://h/e", "QEMU knows no protocol 'nbds'"),
-        ("nbd+vsock://1/e", "QEMU knows no protocol 'nbd+vsock'"),
         ("unix:/run/s", "QEMU knows no protocol 'unix'"),
         ("RBD:p/i", "write 'rbd'"),
         ("NBD+unix:///e?socket=/s", "write 'nbd+unix'"),
@@ -302,17 +307,17 @@ def test_a_path_survives_being_written_as_a_uri(location: FileLocation) -> None:
     assert parse_uri(location.uri(), look=lambda _: location.opened) == location
 
 
-@given(location=nbd_locations | file_locations | rbd_locations)
-def test_what_qemu_reports_is_read_as_the_same_location_or_as_none(location: Location) -> None:
-    assert parse_filename(location.driver, location.filename) in (location, None)
+@given(location=nbd_locations | file_locations)
+def test_what_qemu_reports_is_read_as_the_same_location_or_as_none(location: NbdLocation | FileLocation) -> None:
+    assert parse_filename(location.driver, shown_by_qemu(location)) in (location, None)
 
 
 @given(
     location=st.builds(NbdLocation, server=servers, export=st.from_regex("[A-Za-z0-9/:,=% -]{0,30}", fullmatch=True))
 )
 def test_an_nbd_node_with_a_plain_name_is_recognised(location: NbdLocation) -> None:
-    if location.filename.count("?socket=") <= 1:
-        assert parse_filename("nbd", location.filename) == location
+    if shown_by_qemu(location).count("?socket=") <= 1:
+        assert parse_filename("nbd", shown_by_qemu(location)) == location
 
 
 @pytest.mark.parametrize(
@@ -351,7 +356,7 @@ def test_any_text_is_a_location_or_an_input_error(uri: str) -> None:
     except InputError as error:
         str(error).encode()
         return
-    assert parse_uri(location.uri(), look=lambda _: Opened(location.driver)) == location
+    assert parse_uri(location.uri(reveal=True), look=lambda _: Opened(location.driver)) == location
 
 
 @given(path=paths)

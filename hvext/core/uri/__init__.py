@@ -1,20 +1,26 @@
 """Storage URIs and paths: text in, a typed location out.
 
-One module per protocol; a new protocol is a new module and its line in ``_parse_known``.
+One module per protocol, entered in ``schemes``. Modules are imported when they are first needed: most processes see
+one or two protocols.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any, cast
 
+from hvext.core.secret import MASK
 from hvext.core.text import checked, quoted
-from hvext.core.uri import file, nbd, rbd, schemes
+from hvext.core.uri import description, file, schemes
+from hvext.core.uri.fields import Fields
 from hvext.core.uri.file import FileLocation, Opened
 from hvext.core.uri.location import Location
+from hvext.core.uri.mask import hidden_parts, masked
 from hvext.errors import LocationError, UnsupportedLocation
 
-__all__ = ["FileLocation", "Location", "Opened", "parse_filename", "parse_uri"]
+__all__ = ["FileLocation", "Location", "Opened", "masked", "parse_filename", "parse_uri"]
 
 _SCHEME = re.compile(r"([A-Za-z0-9+._-]+):")
 
@@ -23,49 +29,80 @@ def parse_uri(text: str, *, look: Callable[[str], Opened] | None = None) -> Loca
     """Return the location that a URI or an absolute path names, as QEMU would read it.
 
     ``look`` tells whether a path is a file or a device; without it the name decides (``/dev/…`` is a device). Raises
-    LocationError for text that cannot be read and UnsupportedLocation for protocols that cannot be opened.
+    LocationError for text that cannot be read and UnsupportedLocation for protocols that cannot be opened; neither
+    shows a password.
     """
-    checked(text, "URI", error=LocationError)
-    if text.startswith("/"):
-        return FileLocation(path=text, opened=(look or file.by_name)(text))
-    match = _SCHEME.match(text)
-    if match is None:
-        raise LocationError(f"{quoted(text)} is neither a URI nor an absolute path")
-    return _parse_known(match[1], text[match.end() :], look or file.by_name)
+    try:
+        return _parsed(text, look or file.by_name)
+    except (LocationError, UnsupportedLocation) as error:
+        hidden = hidden_parts(text)
+        if not hidden:
+            raise
+        # Without its cause: that one may quote the text.
+        raise type(error)(_hidden(error.message, hidden), hint=_hidden(error.hint, hidden)) from None
 
 
 def parse_filename(driver: str, filename: str) -> Location | None:
     """Return the location of an open node from what QEMU reports of it; None when that does not tell it all.
 
-    The inverse of ``Location.filename``.
+    The inverse of ``Location.reported``.
     """
+    if driver not in schemes.DRIVERS:
+        return None
     try:
-        if driver in tuple(Opened):
-            return FileLocation(path=filename, opened=Opened(driver))
-        return nbd.parse_filename(filename) if driver == "nbd" else None
+        if filename.startswith("json:"):
+            reported, fields = description.read(filename.removeprefix("json:"), reported=True)
+            return _from_options(reported, fields) if reported == driver else None
+        parse = getattr(_module(schemes.DRIVERS[driver]), "parse_filename", None)
+        return cast("Location | None", parse(driver, filename)) if parse else None
     except LocationError:
         return None
 
 
-def _parse_known(scheme: str, rest: str, look: Callable[[str], Opened]) -> Location:
-    if scheme in file.SCHEMES:
+def _parsed(text: str, look: Callable[[str], Opened]) -> Location:
+    checked(text, "URI", error=LocationError)
+    if text.startswith("/"):
+        return FileLocation(path=text, opened=look(text))
+    match = _SCHEME.match(text)
+    if match is None:
+        raise LocationError(f"{quoted(text)} is neither a URI nor an absolute path")
+    scheme, rest = match[1], text[match.end() :]
+    if scheme in ("file", "host_device"):
         return file.parse(scheme, rest, look)
-    if scheme in nbd.SCHEMES:
-        return nbd.parse(scheme, rest)
-    if scheme in rbd.SCHEMES:
-        return rbd.parse(rest)
+    if scheme == "json":
+        driver, fields = description.read(rest)
+        return _from_options(driver, fields)
+    if scheme in schemes.SCHEMES:
+        return cast("Location", _module(schemes.SCHEMES[scheme]).parse(scheme, rest))
     raise _unsupported(scheme)
+
+
+def _from_options(driver: str, fields: Fields) -> Location:
+    if driver not in schemes.DRIVERS:
+        raise UnsupportedLocation(
+            f"json: driver {quoted(driver)} is not one that hvext opens",
+            hint=f"it opens {', '.join(sorted(schemes.DRIVERS))}",
+        )
+    location = cast("Location", _module(schemes.DRIVERS[driver]).from_options(driver, fields))
+    fields.finish()
+    return location
+
+
+def _module(name: str) -> Any:
+    return import_module(f"hvext.core.uri.{name}")
+
+
+def _hidden(message: str, parts: tuple[str, ...]) -> str:
+    for part in parts:
+        for form in (part, repr(part)[1:-1]):
+            message = message.replace(form, MASK)
+    return message
 
 
 def _unsupported(scheme: str) -> UnsupportedLocation:
     if scheme in schemes.REMOVED:
         return UnsupportedLocation(f"protocol {scheme!r} was removed from QEMU in {schemes.REMOVED[scheme]}")
-    if schemes.is_elsewhere(scheme):
-        return UnsupportedLocation(f"hvext does not open {scheme!r} URIs; it opens {_listed()}")
     if scheme.lower() != scheme and schemes.is_known_scheme(scheme.lower()):
         return UnsupportedLocation(f"QEMU knows no protocol {scheme!r}", hint=f"write {scheme.lower()!r}")
-    return UnsupportedLocation(f"QEMU knows no protocol {scheme!r}", hint=f"hvext opens {_listed()}")
-
-
-def _listed() -> str:
-    return ", ".join(sorted(schemes.OPENED))
+    listed = ", ".join(sorted(schemes.SCHEMES))
+    return UnsupportedLocation(f"QEMU knows no protocol {scheme!r}", hint=f"hvext opens {listed}")

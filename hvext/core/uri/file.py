@@ -12,11 +12,10 @@ from enum import StrEnum
 from xml.etree.ElementTree import Element
 
 from hvext.core.text import checked, quoted
-from hvext.core.uri.location import LibvirtSource, Location
+from hvext.core.uri.fields import Fields
+from hvext.core.uri.location import Companions, LibvirtSource, Location
 from hvext.core.xml import checked_xml
 from hvext.errors import LocationError
-
-SCHEMES = ("file", "host_device")
 
 
 class Opened(StrEnum):
@@ -50,17 +49,17 @@ class FileLocation(Location):
     def driver(self) -> str:
         return str(self.opened)
 
-    def blockdev(self) -> dict[str, object]:
+    def blockdev(self, beside: Companions = Companions()) -> dict[str, object]:
         return {"filename": self.path}
 
-    def uri(self) -> str:
+    def uri(self, *, reveal: bool = False) -> str:
         return f"{self.opened}:{self.path}"
 
     @property
-    def filename(self) -> str:
+    def words(self) -> str:
         return self.path
 
-    def libvirt_source(self) -> LibvirtSource:
+    def libvirt_source(self, beside: Companions = Companions()) -> LibvirtSource:
         kind, attribute = ("block", "dev") if self.opened is Opened.HOST_DEVICE else ("file", "file")
         return LibvirtSource(
             disk_type=kind, element=Element("source", {attribute: checked_xml(self.path, "the disk's path")})
@@ -76,3 +75,13 @@ def parse(scheme: str, rest: str, look: Callable[[str], Opened]) -> FileLocation
     if not rest:
         raise LocationError(f"{scheme}: has no path behind it")
     return FileLocation(path=rest, opened=Opened.HOST_DEVICE if scheme == "host_device" else look(rest))
+
+
+def from_options(driver: str, fields: Fields) -> FileLocation:
+    """Return the location of a ``json:`` description."""
+    return FileLocation(path=fields.needed("filename"), opened=Opened(driver))
+
+
+def parse_filename(driver: str, filename: str) -> FileLocation:
+    """Return the location that QEMU reports by its path."""
+    return FileLocation(path=filename, opened=Opened(driver))

@@ -1,7 +1,11 @@
-"""Network block devices, in every form that QEMU takes.
+"""Network block devices, in every form that QEMU takes, and with TLS as the NBD project writes it.
 
 ``nbd://HOST[:PORT][/EXPORT]``, ``nbd+tcp://…``, ``nbd+unix:///[EXPORT]?socket=PATH``, and without percent-encoding
 ``nbd:HOST:PORT[:exportname=EXPORT]`` and ``nbd:unix:PATH[:exportname=EXPORT]``.
+
+QEMU knows no ``nbds://[USER@]HOST…``, ``nbds+unix://…`` and ``nbd+vsock://CID[:PORT][/EXPORT]``, and no parameters
+but ``socket``; its driver has options for all of them, and here they are those options: the parameters of ``nbd_tls``,
+and on every form with ``//`` the parameters ``reconnect-delay=SECONDS`` and ``open-timeout=SECONDS``.
 
 Stricter than QEMU where QEMU drops something silently: user names, fragments, port 0 and what follows a ``%00``.
 Source: QEMU, block/nbd.c, ``nbd_parse_uri`` and ``nbd_parse_filename``; RFC 3986; the NBD project's doc/uri.md.
@@ -9,123 +13,149 @@ Source: QEMU, block/nbd.c, ``nbd_parse_uri`` and ``nbd_parse_filename``; RFC 398
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
-from urllib.parse import quote, unquote_to_bytes
 from xml.etree.ElementTree import Element, SubElement
 
 from hvext.core.text import checked, quoted
-from hvext.core.uri.location import LibvirtSource, Location
+from hvext.core.uri.fields import Fields
+from hvext.core.uri.location import Companions, LibvirtSource, Location, Needs
+from hvext.core.uri.nbd_server import (
+    NbdServer,
+    TcpServer,
+    UnixServer,
+    VsockServer,
+    server_from_options,
+    tcp_server,
+    vsock_server,
+)
+from hvext.core.uri.nbd_tls import CERTIFICATES, Certificates, Tls, take_tls
+from hvext.core.uri.syntax import (
+    UriParts,
+    decoded,
+    encoded_path,
+    encoded_query,
+    encoded_userinfo,
+    parse_port,
+    query_pairs,
+    split_uri,
+)
 from hvext.core.xml import checked_xml
-from hvext.errors import LocationError
+from hvext.errors import LocationError, RenderError
 
-SCHEMES = ("nbd", "nbd+tcp", "nbd+unix")
-DEFAULT_PORT = 10809
-#: sun_path is 108 bytes with its closing NUL; longer paths cannot be connected to.
-SOCKET_PATH_BYTES = 107
+__all__ = ["NbdLocation", "TcpServer", "UnixServer", "VsockServer", "from_options", "parse", "parse_filename"]
+
 #: NBD_MAX_STRING_SIZE of the protocol.
 EXPORT_BYTES = 4096
+_SECONDS = (1 << 32) - 1
 _EXPORT_MARK = ":exportname="
-_URI = re.compile(r"//(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?\Z", re.DOTALL)
-#: What RFC 3986 lets stand in path and query.
-_ALLOWED = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
-_HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+\Z")
-_PATH_SAFE = "/!$&'()*+,;=:@~"
-_QUERY_SAFE = "/!$'()*+,:@~"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnixServer:
-    """An NBD server behind a unix socket."""
-
-    path: str
-
-    def __post_init__(self) -> None:
-        checked(self.path, "socket path", error=LocationError)
-        if not self.path.startswith("/"):
-            raise LocationError(f"socket path {quoted(self.path)} is not absolute")
-        size = len(self.path.encode())
-        if size > SOCKET_PATH_BYTES:
-            raise LocationError(
-                f"socket path {quoted(self.path)} has {size} bytes; a unix socket's path has at most "
-                f"{SOCKET_PATH_BYTES}",
-                hint="use a shorter directory",
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TcpServer:
-    """An NBD server at a host (name, IPv4 or bare IPv6 address) and port."""
-
-    host: str
-    port: int = DEFAULT_PORT
-
-    def __post_init__(self) -> None:
-        if ":" in self.host:
-            try:
-                scope = ipaddress.IPv6Address(self.host).scope_id
-            except ValueError as error:
-                raise LocationError(f"host {quoted(self.host)} is not an IPv6 address: {error}") from error
-            if scope is not None and not _HOST_NAME.match(scope):
-                raise LocationError(f"host {quoted(self.host)} ends in {quoted(scope)}, which names no interface")
-        elif not _HOST_NAME.match(self.host):
-            raise LocationError(f"host {quoted(self.host)} is neither a host name nor an address")
-        if not 1 <= self.port <= 65535:
-            raise LocationError(f"port {self.port} is not between 1 and 65535")
+_OTHER_FORM = "use the -blockdev, -drive or QMP form"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NbdLocation(Location):
-    """One export of an NBD server; the empty name is the server's default export."""
+    """One export of an NBD server; the empty name is the server's default export.
 
-    server: UnixServer | TcpServer
+    For ``reconnect_delay_s`` seconds after a lost connection, requests wait for another before they fail; for
+    ``open_timeout_s`` seconds, the first connection is tried again. Both are 0 by default.
+    """
+
+    server: NbdServer
     export: str = ""
+    tls: Tls | None = None
+    reconnect_delay_s: int = 0
+    open_timeout_s: int = 0
 
     def __post_init__(self) -> None:
         checked(self.export, "export name", error=LocationError)
         if len(self.export.encode()) > EXPORT_BYTES:
             raise LocationError(f"export name {quoted(self.export)} is longer than {EXPORT_BYTES} bytes")
+        for name, seconds in (("reconnect-delay", self.reconnect_delay_s), ("open-timeout", self.open_timeout_s)):
+            if not 0 <= seconds <= _SECONDS:
+                raise LocationError(f"NBD {name} {seconds} is not between 0 and {_SECONDS} seconds")
+        if (
+            isinstance(self.tls, Certificates)
+            and self.tls.verify
+            and not self.tls.hostname
+            and not isinstance(self.server, TcpServer)
+        ):
+            raise LocationError(
+                "NBD over TLS without a host name: nothing says whose certificate the server must show",
+                hint="add tls-hostname=NAME",
+            )
 
     @property
     def driver(self) -> str:
         return "nbd"
 
-    def blockdev(self) -> dict[str, object]:
-        if isinstance(self.server, UnixServer):
-            server: dict[str, object] = {"type": "unix", "path": self.server.path}
-        else:
-            server = {"type": "inet", "host": self.server.host, "port": str(self.server.port)}
-        return {"server": server, **({"export": self.export} if self.export else {})}
+    def blockdev(self, beside: Companions = Companions()) -> dict[str, object]:
+        return {
+            "server": self.server.blockdev(),
+            **({"export": self.export} if self.export else {}),
+            **(self.tls.blockdev(beside) if self.tls else {}),
+            **({"reconnect-delay": self.reconnect_delay_s} if self.reconnect_delay_s else {}),
+            **({"open-timeout": self.open_timeout_s} if self.open_timeout_s else {}),
+        }
 
-    def uri(self) -> str:
-        export = "/" + quote(self.export, safe=_PATH_SAFE) if self.export else ""
-        if isinstance(self.server, UnixServer):
-            return f"nbd+unix://{export or '/'}?socket={quote(self.server.path, safe=_QUERY_SAFE)}"
-        host = f"[{self.server.host}]" if ":" in self.server.host else self.server.host
-        return f"nbd://{host}:{self.server.port}{export}"
+    def needs(self, beside: Companions) -> Needs:
+        return self.tls.needs(beside) if self.tls else Needs()
+
+    def uri(self, *, reveal: bool = False) -> str:
+        scheme = f"{'nbds' if self.tls else 'nbd'}{self.server.scheme_suffix}"
+        user = f"{encoded_userinfo(self.tls.user)}@" if self.tls and self.tls.user else ""
+        export = "/" + encoded_path(self.export) if self.export else "/" if not self.server.authority else ""
+        pairs = {
+            **self.server.query,
+            **(self.tls.query if self.tls else {}),
+            **({"reconnect-delay": str(self.reconnect_delay_s)} if self.reconnect_delay_s else {}),
+            **({"open-timeout": str(self.open_timeout_s)} if self.open_timeout_s else {}),
+        }
+        query = "&".join(f"{name}={encoded_query(value)}" for name, value in pairs.items())
+        return f"{scheme}://{user}{self.server.authority}{export}{'?' + query if query else ''}"
 
     @property
-    def filename(self) -> str:
-        export = f"/{self.export}" if self.export else ""
-        if isinstance(self.server, UnixServer):
-            return f"nbd+unix://{export}?socket={self.server.path}"
-        return f"nbd://{self.server.host}:{self.server.port}{export}"
+    def reported(self) -> Location:
+        # QEMU reports neither TLS nor delays: they change nothing of what is read.
+        return NbdLocation(server=self.server, export=self.export)
 
-    def libvirt_source(self) -> LibvirtSource:
+    def libvirt_source(self, beside: Companions = Companions()) -> LibvirtSource:
+        self._check_libvirt()
         source = Element("source", {"protocol": "nbd"})
         if self.export:
             source.set("name", checked_xml(self.export, "the NBD export's name"))
+        if isinstance(self.tls, Certificates):
+            source.set("tls", "yes")
+            if self.tls.hostname:
+                source.set("tlsHostname", self.tls.hostname)
         if isinstance(self.server, UnixServer):
             path = checked_xml(self.server.path, "the NBD server's socket path")
             SubElement(source, "host", {"transport": "unix", "socket": path})
-        else:
+        elif isinstance(self.server, TcpServer):
             SubElement(source, "host", {"name": self.server.host, "port": str(self.server.port)})
+        if self.reconnect_delay_s:
+            SubElement(source, "reconnect", {"delay": str(self.reconnect_delay_s)})
         return LibvirtSource(disk_type="network", element=source)
 
+    def _check_libvirt(self) -> None:
+        certificates = self.tls if isinstance(self.tls, Certificates) else None
+        obstacles = {
+            "NBD over AF_VSOCK": isinstance(self.server, VsockServer),
+            "an NBD open-timeout": self.open_timeout_s > 0,
+            "a pre-shared key for NBD": self.tls is not None and certificates is None,
+            "an NBD server whose certificate is not verified": certificates is not None and not certificates.verify,
+        }
+        for feature, there in obstacles.items():
+            if there:
+                raise RenderError(f"libvirt XML cannot say {feature}", hint=_OTHER_FORM)
+        if certificates and certificates.folder != CERTIFICATES:
+            raise RenderError(
+                f"libvirt XML cannot say which folder has the TLS certificates ({certificates.folder})",
+                hint="name it in libvirt's qemu.conf as nbd_tls_x509_cert_dir, and leave tls-certificates out",
+            )
 
-def parse_filename(filename: str) -> NbdLocation | None:
-    """Return the location whose ``filename`` this is; None when it cannot be told (QEMU encodes nothing in it)."""
+
+def parse_filename(_driver: str, filename: str) -> NbdLocation | None:
+    """Return the location that QEMU reports; None when it cannot be told (QEMU encodes nothing in it)."""
     match = re.fullmatch(r"nbd\+unix://(?:/(?P<export>.+))?\?socket=(?P<path>.+)", filename, re.DOTALL)
     if match and filename.count("?socket=") == 1:
         return NbdLocation(server=UnixServer(path=match["path"]), export=match["export"] or "")
@@ -145,71 +175,70 @@ def parse(scheme: str, rest: str) -> NbdLocation:
 
 
 def _parse_uri(scheme: str, rest: str) -> NbdLocation:
-    match = _URI.match(rest)
-    if match is None:
-        raise LocationError(f"{scheme}:{quoted(rest)} is not a URI")
-    if match["fragment"]:
-        raise LocationError(f"NBD URI has a fragment {quoted(match['fragment'])}", hint="write '#' in names as %23")
-    export = _decoded(match["path"][1:], "the export name")
-    query = match["query"] or ""
-    if scheme == "nbd+unix":
-        if match["authority"]:
+    parts = split_uri(scheme, rest)
+    secured = scheme.startswith("nbds")
+    user = _user(parts.userinfo, secured)
+    export = decoded(parts.path[1:], "the export name", "NBD")
+    query = query_pairs(parts.query, "NBD")
+    server = _server(scheme, parts, query)
+    tls = take_tls(user, query) if secured else None
+    delays = {name: _seconds(query, name) for name in ("reconnect-delay", "open-timeout")}
+    for name in query:
+        more = "" if secured or not name.startswith("tls-") else "TLS needs nbds; "
+        raise LocationError(
+            f"NBD URI has the query parameter {quoted(name)}, which means nothing here",
+            hint=f"{more}'&' and ';' in a value are written %26 and %3B",
+        )
+    return NbdLocation(
+        server=server,
+        export=export,
+        tls=tls,
+        reconnect_delay_s=delays["reconnect-delay"],
+        open_timeout_s=delays["open-timeout"],
+    )
+
+
+def _user(userinfo: str | None, secured: bool) -> str:
+    if userinfo is None:
+        return ""
+    if ":" in userinfo:
+        raise LocationError(
+            "NBD URI has a user name with a password; NBD knows no passwords",
+            hint="keys of users are in a file: nbds://USER@HOST/EXPORT?tls-psk-file=FILE",
+        )
+    if not secured:
+        raise LocationError(f"NBD URI has a user name in {quoted(userinfo)}; NBD without TLS knows no users")
+    return decoded(userinfo, "the user name", "NBD")
+
+
+def _server(scheme: str, parts: UriParts, query: dict[str, str]) -> NbdServer:
+    """Return the server that a URI names; takes its part out of ``query``."""
+    shown = quoted(parts.query or "")
+    if scheme.endswith("+unix"):
+        if parts.address:
             raise LocationError(
-                f"nbd+unix URI names a host {quoted(match['authority'])}",
-                hint="write nbd+unix:///EXPORT?socket=PATH, with three slashes",
+                f"{scheme} URI names a host {quoted(parts.address)}",
+                hint=f"write {scheme}:///EXPORT?socket=PATH, with three slashes",
             )
-        return NbdLocation(server=UnixServer(path=_socket(query)), export=export)
-    if query:
+        path = query.pop("socket", "")
+        if not path:
+            raise LocationError(
+                f"{scheme} URI needs the query parameter socket=PATH; got {shown}",
+                hint="'&' and ';' in the path are written %26 and %3B",
+            )
+        return UnixServer(path=path)
+    if "socket" in query:
         raise LocationError(
-            f"NBD URI over TCP has a query {quoted(query)}", hint="?socket= goes with nbd+unix:///EXPORT"
+            f"NBD URI without +unix names a socket in its query {shown}", hint="?socket= goes with nbd+unix:///EXPORT"
         )
-    return NbdLocation(server=_tcp_server(match["authority"]), export=export)
+    return vsock_server(parts.address) if scheme.endswith("+vsock") else tcp_server(parts.address)
 
 
-def _socket(query: str) -> str:
-    name, equals, value = query.partition("=")
-    if name != "socket" or not equals or not value or re.search("[&;]", value):
-        raise LocationError(
-            f"nbd+unix URI needs exactly one query parameter, socket=PATH; got {quoted(query)}",
-            hint="'&' and ';' in the path are written %26 and %3B",
-        )
-    return _decoded(value, "the socket path")
-
-
-def _tcp_server(authority: str) -> TcpServer:
-    if "@" in authority:
-        raise LocationError(f"NBD URI has a user name in {quoted(authority)}; NBD knows no users")
-    match = re.fullmatch(r"(?:\[(?P<v6>[^\]]*)\]|(?P<name>[^:\[\]]*))(?::(?P<port>[0-9]*))?", authority)
-    if match is None:
-        raise LocationError(
-            f"{quoted(authority)} is not HOST[:PORT]", hint="an IPv6 address is written in brackets: [::1]:10809"
-        )
-    host = match["v6"] if match["v6"] is not None else match["name"]
-    if not host:
-        raise LocationError("NBD URI over TCP names no host", hint="for a unix socket, write nbd+unix:///")
-    if match["v6"] is not None and ":" not in host:
-        raise LocationError(f"{quoted(authority)}: only an IPv6 address stands in brackets")
-    return TcpServer(host=host, port=_port(match["port"]) if match["port"] else DEFAULT_PORT)
-
-
-def _port(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", text):
-        raise LocationError(f"port {quoted(text)} is not a number between 1 and 65535")
+def _seconds(query: dict[str, str], name: str) -> int:
+    text = query.pop(name, "0")
+    if not re.fullmatch("[0-9]{1,10}", text):
+        raise LocationError(f"NBD URI has {name}={quoted(text)}, which is no number of seconds")
     return int(text)
-
-
-def _decoded(text: str, what: str) -> str:
-    end = _ALLOWED.match(text)
-    stop = end.end() if end else 0
-    if stop < len(text):
-        encoded = quote(text[stop].encode("utf-8", "surrogatepass"), safe="")
-        raise LocationError(
-            f"{what} in the NBD URI has {quoted(text[stop])} at character {stop + 1}", hint=f"write it as {encoded}"
-        )
-    try:
-        return unquote_to_bytes(text).decode()
-    except UnicodeDecodeError as error:
-        raise LocationError(f"{what} {quoted(text)} in the NBD URI does not decode to UTF-8") from error
 
 
 def _parse_colons(rest: str) -> NbdLocation:
@@ -227,5 +256,20 @@ def _parse_colons(rest: str) -> NbdLocation:
     if "," in match["port"]:
         raise LocationError(f"nbd: address {quoted(address)} has options behind the port; they are not taken")
     return NbdLocation(
-        server=TcpServer(host=match["v6"] or match["name"] or "", port=_port(match["port"])), export=export
+        server=TcpServer(host=match["v6"] or match["name"] or "", port=parse_port(match["port"])), export=export
+    )
+
+
+def from_options(_driver: str, fields: Fields) -> NbdLocation:
+    """Return the location of a ``json:`` description; raises LocationError."""
+    if "tls-hostname" in fields or "tls-creds" in fields:
+        raise LocationError(
+            "json: an nbd description cannot say TLS: its credentials are an object of another QEMU",
+            hint="write nbds://HOST/EXPORT or nbds+unix:///EXPORT?socket=PATH, with tls-certificates= or tls-psk-file=",
+        )
+    return NbdLocation(
+        server=server_from_options(fields),
+        export=fields.text("export") or "",
+        reconnect_delay_s=fields.number("reconnect-delay") or 0,
+        open_timeout_s=fields.number("open-timeout") or 0,
     )

@@ -1,42 +1,68 @@
-"""The URI schemes that are known by name, whether or not they can be opened."""
+"""The protocols that are known by name, and the module that reads each: the place where a new protocol is entered.
+
+A module has ``parse(scheme, rest)`` for its URI schemes and ``from_options(driver, fields)`` for its block drivers in
+``json:``; where QEMU reports an open node by something else than ``json:``, also ``parse_filename(driver, filename)``.
+"""
 
 from __future__ import annotations
 
+#: The module under ``hvext.core.uri`` that reads a URI scheme.
+SCHEMES = {
+    "file": "file",
+    "host_device": "file",
+    "ftp": "curl",
+    "ftps": "curl",
+    "gluster": "gluster",
+    "gluster+rdma": "gluster",
+    "gluster+tcp": "gluster",
+    "gluster+unix": "gluster",
+    "http": "curl",
+    "https": "curl",
+    "iscsi": "iscsi",
+    "iser": "iscsi",
+    "json": "description",
+    "nbd": "nbd",
+    "nbd+tcp": "nbd",
+    "nbd+unix": "nbd",
+    "nbd+vsock": "nbd",
+    "nbds": "nbd",
+    "nbds+unix": "nbd",
+    "nbds+vsock": "nbd",
+    "nfs": "nfs",
+    "nvme": "nvme",
+    "rbd": "rbd",
+    "ssh": "ssh",
+    "vhost-user": "vhost_user",
+}
+#: The module that reads the options of a block driver.
+DRIVERS = {
+    "file": "file",
+    "ftp": "curl",
+    "ftps": "curl",
+    "gluster": "gluster",
+    "host_device": "file",
+    "http": "curl",
+    "https": "curl",
+    "io_uring": "blkio",
+    "iscsi": "iscsi",
+    "nbd": "nbd",
+    "nfs": "nfs",
+    "nvme": "nvme",
+    "nvme-io_uring": "blkio",
+    "rbd": "rbd",
+    "ssh": "ssh",
+    "virtio-blk-vfio-pci": "blkio",
+    "virtio-blk-vhost-user": "blkio",
+    "virtio-blk-vhost-vdpa": "blkio",
+}
 #: Protocols that QEMU once had, and the release that took them out.
 REMOVED = {
     "sheepdog": "QEMU 6.0",
     "vxhs": "QEMU 5.2",
     "archipelago": "QEMU 2.9",
 }
-#: Protocols that some QEMU can open, beyond those that hvext turns into block nodes.
-_ELSEWHERE = frozenset(
-    (
-        "iscsi",
-        "iser",
-        "gluster",
-        "gluster+tcp",
-        "gluster+unix",
-        "gluster+rdma",
-        "ssh",
-        "nfs",
-        "http",
-        "https",
-        "ftp",
-        "ftps",
-        "nvme",
-        "json",
-        "vhost-user",
-    )
-)
-#: Protocols that hvext turns into block nodes.
-OPENED = frozenset(("file", "host_device", "nbd", "nbd+tcp", "nbd+unix", "rbd"))
 
 
 def is_known_scheme(word: str) -> bool:
-    """Return whether ``word`` names a storage protocol, open to hvext or not."""
-    return word in OPENED or word in _ELSEWHERE or word in REMOVED
-
-
-def is_elsewhere(word: str) -> bool:
-    """Return whether ``word`` is a protocol of QEMU that hvext does not turn into block nodes."""
-    return word in _ELSEWHERE
+    """Return whether ``word`` names a storage protocol, one that can be opened or one that was removed."""
+    return word in SCHEMES or word in REMOVED

@@ -1,0 +1,79 @@
+"""Text that must never be shown: passwords, keys, cookies.
+
+A ``Secret`` prints as ``***`` in every way Python has of turning a value into text, and cannot be pickled or written
+as JSON. Its text is taken out with ``reveal()`` where it leaves hvext for QEMU, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from typing import NoReturn
+
+from hvext.core.text import checked
+from hvext.errors import InputError
+
+#: What stands in the place of a secret.
+MASK = "***"
+_SECRET_WORDS = frozenset(
+    "password passwd pass passphrase pwd secret key psk token credential credentials cookie cookies apikey".split()
+)
+#: A name that ends in one of these says where a secret is, or what it is called.
+_POINTERS = frozenset("file path dir directory id name ring type size format".split())
+
+
+#: The parts that secrets play; see ``Location.SECRETS``.
+ROLES = ("password", "key", "cookie", "proxy_password")
+
+
+class Secret:
+    """A secret text; two secrets are equal when their texts are. Raises InputError for text that is not UTF-8."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        try:
+            checked(text, "secret")
+        except InputError:
+            # The error would quote it.
+            raise InputError("a secret must be UTF-8 text without NUL bytes") from None
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text itself, for QEMU or a private file."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return MASK
+
+    def __format__(self, spec: str) -> str:
+        return MASK
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._text.encode(), other._text.encode())
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._text))
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a secret cannot be pickled or copied to another process")
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+
+def shown(secret: Secret, *, reveal: bool) -> str:
+    """Return the text of a secret, or what stands in its place."""
+    return secret.reveal() if reveal else MASK
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether the value of a parameter or option with this name is a secret, as far as its name tells."""
+    words = [word.lower() for word in re.split(r"[^A-Za-z0-9]+", name) if word]
+    return bool(words) and words[-1] not in _POINTERS and not _SECRET_WORDS.isdisjoint(words)

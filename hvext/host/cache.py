@@ -1,0 +1,82 @@
+"""Answers that are kept between runs, each for as long as the files it was made from stay as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+#: Kept answers are worth as much as the files they are about: only their owner may write them.
+_FOLDER_MODE = 0o700
+#: Size in bytes and time of the last change.
+_Stamp = tuple[int, int]
+
+
+def folder() -> Path:
+    """Return where answers are kept: ``$XDG_CACHE_HOME/hvext``, else root's or the user's own folder.
+
+    Source: XDG Base Directory Specification, which has relative paths ignored.
+    """
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if given.startswith("/"):
+        return Path(given) / "hvext"
+    return Path("/var/cache/hvext") if os.geteuid() == 0 else Path.home() / ".cache/hvext"
+
+
+def kept(name: str) -> object | None:
+    """Return the answer kept under a name; None when there is none, it cannot be read, or its files have changed."""
+    try:
+        entry = json.loads((folder() / f"{name}.json").read_bytes())
+        stamps = {str(path): tuple(stamp) for path, stamp in entry["files"].items()}
+        answer: object = entry["answer"]
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return answer if all(_stamp(path) == stamp for path, stamp in stamps.items()) else None
+
+
+def keep(name: str, answer: object, files: Iterable[str]) -> None:
+    """Keep an answer (JSON) until one of ``files`` changes, goes or comes; a folder that cannot be written is no error.
+
+    ``files`` may name folders too: they change when something in them is added, replaced or removed.
+    """
+    stamps: Mapping[str, _Stamp | None] = {path: _stamp(path) for path in sorted(files)}
+    if None in stamps.values():
+        return
+    text = json.dumps({"files": stamps, "answer": answer}, separators=(",", ":"))
+    with contextlib.suppress(OSError, RuntimeError):
+        place = folder()
+        place.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        # Whoever reads at the same time sees the old answer or the new one.
+        number, new = tempfile.mkstemp(prefix=f"{name}.", dir=place)
+        try:
+            with os.fdopen(number, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(new).replace(place / f"{name}.json")
+        except OSError:
+            Path(new).unlink(missing_ok=True)
+            raise
+
+
+def mapped_files(pid: int) -> frozenset[str]:
+    """Return the paths of the program, libraries and modules that a process of ours runs; none when it is gone.
+
+    One that was replaced since then has a path that does not exist. Source: proc(5), /proc/pid/maps.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return frozenset()
+    # Address, permissions, offset, device, inode and, for a file, its path.
+    mappings = [line.split(maxsplit=5) for line in lines]
+    return frozenset(each[5] for each in mappings if len(each) == 6 and "x" in each[1] and each[5].startswith("/"))
+
+
+def _stamp(path: str) -> _Stamp | None:
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns

@@ -1,0 +1,131 @@
+"""Private files: what QEMU has to read and nobody else may, such as passwords and Ceph configurations with keys.
+
+They are in one folder of the host and are named after the block node they are for, so that they go when it goes:
+``$HVEXT_RUNTIME_DIR``, else ``/run/hvext`` for root, else ``$XDG_RUNTIME_DIR/hvext`` or ``~/.local/state/hvext/run``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from hvext.core.uri.location import PRIVATE_FOLDER, PrivateFile
+from hvext.errors import HvextError, InputError
+
+_MAX_BYTES = 1 << 20
+
+
+def private_folder() -> str:
+    """Return the folder of private files; it need not exist."""
+    if chosen := os.environ.get("HVEXT_RUNTIME_DIR"):
+        return str(Path(chosen).absolute())
+    if os.geteuid() == 0:
+        return PRIVATE_FOLDER
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return f"{runtime}/hvext"
+    return str(Path.home() / ".local/state/hvext/run")
+
+
+def write_private(files: Iterable[PrivateFile], *, owner: int | None = None) -> None:
+    """Write files with mode 0600, in place of older ones; may be repeated.
+
+    ``owner`` is the user id that QEMU runs as, where it is not the caller's. Raises HvextError, which names the file.
+    """
+    for file in files:
+        folder = Path(private_folder())
+        try:
+            _write(folder, file, owner)
+        except OSError as error:
+            name = error.filename or file.path
+            raise HvextError(
+                f"cannot write the private file {file.path}: {name}: {error.strerror}",
+                hint="HVEXT_RUNTIME_DIR names another folder for such files",
+            ) from error
+
+
+def remove_private(prefix: str) -> tuple[str, ...]:
+    """Remove the private files whose names begin with ``prefix``, and return their paths; none is no error."""
+    removed = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in sorted(Path(private_folder()).iterdir()):
+            if not path.name.startswith(prefix):
+                continue
+            try:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise HvextError(f"cannot remove the private file {path}: {error.strerror}") from error
+            removed.append(str(path))
+    return tuple(removed)
+
+
+def read_secret_file(path: str) -> str:
+    """Return the text of a file that holds one secret, without the line end behind it; raises InputError."""
+    try:
+        with Path(path).open("rb") as stream:
+            data = stream.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read the secret in {path}: {error.strerror}") from error
+    if len(data) > _MAX_BYTES:
+        raise InputError(f"{path} is too long for a secret: more than {_MAX_BYTES} bytes")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise InputError(f"the secret in {path} is not UTF-8 text") from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _write(folder: Path, file: PrivateFile, owner: int | None) -> None:
+    _make_folder(folder, None)
+    path = Path(file.path)
+    if path.parent != folder:
+        _make_folder(path.parent, owner)
+    if file.link is not None:
+        new = Path(tempfile.mktemp(prefix=".new-", dir=folder))  # noqa: S306 (a link cannot be made over anything)
+        new.symlink_to(file.link)
+        new.replace(path)
+        return
+    descriptor, name = tempfile.mkstemp(prefix=".new-", dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(_contents(file))
+            if owner is not None and owner != os.geteuid():
+                os.fchown(descriptor, owner, -1)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _make_folder(folder: Path, owner: int | None) -> None:
+    """Make a folder that others can pass through, but not read; refuse one that somebody else could change."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o711, parents=True)
+        if owner is not None and owner != os.geteuid():
+            os.chown(folder, owner, -1)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), 0, owner) or found.st_mode & 0o022:
+        raise HvextError(
+            f"{folder} is not a folder that only its owner can write to: no secrets are written there",
+            hint="remove it, or name another with HVEXT_RUNTIME_DIR",
+        )
+
+
+def _contents(file: PrivateFile) -> bytes:
+    before = b""
+    if file.after is not None:
+        try:
+            before = Path(file.after).read_bytes()
+        except OSError as error:
+            if not (file.optional and isinstance(error, FileNotFoundError)):
+                raise HvextError(f"cannot read {file.after}, which the URI names: {error.strerror}") from error
+        if before and not before.endswith(b"\n"):
+            before += b"\n"
+    return before + (file.text.reveal().encode() if file.text else b"")

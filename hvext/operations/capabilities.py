@@ -1,0 +1,181 @@
+"""Asking a QEMU what it can open and plug: one that runs, or a binary that is still to be started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hvext.core.capability import DEVICE_TYPES, Capabilities, lacks_module, module_drivers, trial_node
+from hvext.core.schema import Schema
+from hvext.errors import CommandRefused, InputError, MonitorError, ProgramError
+from hvext.host import cache
+from hvext.host.machine import Machine, MachineOptions, start_machine
+from hvext.host.qmp import Monitor, connect
+
+#: The QEMU that is asked when none is named.
+DEFAULT_QEMU = "qemu-system-x86_64"
+#: QEMU looks for its modules there first.
+_MODULE_DIR = "QEMU_MODULE_DIR"
+
+
+async def query_capabilities(monitor: Monitor, *, binary: str = "") -> Capabilities:
+    """Return what the QEMU behind a monitor can do; changes nothing in it, and may be repeated.
+
+    The answer is kept for QEMUs made of the same files, as that of a binary is.
+
+    No module is tried (``unloadable`` is empty), because a guest may run here, and a trial has effects: it loads the
+    module for good, and it can end QEMU. When a module is of another build than QEMU (its package was upgraded while
+    the guest ran), the first load of it fails, and the next load of any module ends QEMU with an assertion
+    (``module_load_dso``, 7.2 and 10.0). ``binary`` is kept as text for people.
+    """
+    files = _files_of(monitor)
+    name = _kept_name(*files)
+    if files and (answer := cache.kept(name)) is not None:
+        with contextlib.suppress(InputError):
+            return replace(Capabilities.from_json(answer), binary=binary, version=monitor.version)
+    capabilities = await _queried(monitor, binary)
+    if files:
+        cache.keep(name, capabilities.to_json(), files)
+    return capabilities
+
+
+def _files_of(monitor: Monitor) -> frozenset[str]:
+    """Return the files that a running QEMU is made of; none when that is not known, or one of them was replaced."""
+    files = cache.mapped_files(monitor.pid) if monitor.pid is not None else frozenset()
+    return files if all(Path(file).exists() for file in files) else frozenset()
+
+
+def _kept_name(*parts: str) -> str:
+    """Return the name of a kept answer about these things."""
+    return "qemu-" + hashlib.sha256(os.fsencode("\0".join(sorted(parts)))).hexdigest()[:16]
+
+
+async def _queried(monitor: Monitor, binary: str) -> Capabilities:
+    answer, *properties = await asyncio.gather(
+        monitor.execute("query-qmp-schema"), *(_properties(monitor, kind) for kind in DEVICE_TYPES)
+    )
+    return Capabilities(
+        schema=Schema.from_qmp(answer),
+        devices={kind: names for kind, names in zip(DEVICE_TYPES, properties, strict=True) if names is not None},
+        binary=binary,
+        version=monitor.version,
+    )
+
+
+def running_capabilities(qmp: str) -> Capabilities:
+    """Return `query_capabilities` of the QEMU whose monitor is at ``qmp``; blocks. Raises MonitorError."""
+
+    async def ask() -> Capabilities:
+        async with connect(qmp) as monitor:
+            return await query_capabilities(monitor)
+
+    return asyncio.run(ask())
+
+
+async def loads_module(monitor: Monitor, driver: str) -> bool:
+    """Return whether QEMU has the code of a block driver (one of `module_drivers`), loading it if need be.
+
+    Opens and connects to nothing. Not for a QEMU with a guest: see `query_capabilities`.
+    """
+    try:
+        await monitor.execute("blockdev-add", trial_node(driver))
+    except CommandRefused as error:
+        return not lacks_module(driver, error.description)
+    return True
+
+
+def binary_capabilities(qemu: str = DEFAULT_QEMU) -> Capabilities:
+    """Return what a QEMU binary (a name on PATH, or a path) can do, with the block drivers that it cannot load.
+
+    It is started without a machine, asked and ended; the answer is kept until the binary, one of its libraries or the
+    folder with its modules changes. Blocks, and is not for use inside an event loop: there, `asyncio.to_thread` it.
+
+    Raises ProgramError when the binary is missing, does not start or is no QEMU.
+    """
+    found = shutil.which(qemu)
+    if found is None:
+        raise ProgramError(f"{qemu} not found", hint="Debian package qemu-system-x86")
+    binary = os.path.realpath(found)
+    name = _kept_name(f"binary {binary}", f"modules {os.environ.get(_MODULE_DIR, '')}")
+    if (answer := cache.kept(name)) is not None:
+        with contextlib.suppress(InputError):
+            return Capabilities.from_json(answer)
+    try:
+        capabilities, files = _asked(str(Path(found).absolute()))
+    except (ProgramError, MonitorError) as error:
+        raise ProgramError(
+            f"{found} does not say what it can do: {error.message}", hint=error.hint or "is it a QEMU system emulator?"
+        ) from error
+    folders = _module_folders(files)
+    # Where no folder is known, nobody would notice that the missing modules were installed.
+    if folders or not capabilities.unloadable:
+        cache.keep(name, capabilities.to_json(), {binary, *files, *folders})
+    return capabilities
+
+
+async def _properties(monitor: Monitor, kind: str) -> frozenset[str] | None:
+    try:
+        answer = await monitor.execute("device-list-properties", {"typename": kind})
+    except CommandRefused:
+        return None
+    return frozenset(entry["name"] for entry in answer)
+
+
+def _asked(binary: str) -> tuple[Capabilities, frozenset[str]]:
+    """What a binary can do, and the files it is made of."""
+    with _started(binary) as machine:
+        # Before a module can end it.
+        files = cache.mapped_files(machine.pid)
+        capabilities, loads = asyncio.run(_all_of(machine, binary))
+        files |= cache.mapped_files(machine.pid)
+    while remaining := [driver for driver in module_drivers(capabilities.schema) if driver not in loads]:
+        with _started(binary) as machine:
+            loads |= asyncio.run(_more_of(machine, remaining))
+            files |= cache.mapped_files(machine.pid)
+    return replace(capabilities, unloadable=frozenset(driver for driver, good in loads.items() if not good)), files
+
+
+async def _all_of(machine: Machine, binary: str) -> tuple[Capabilities, dict[str, bool]]:
+    async with connect(str(machine.qmp_path)) as monitor:
+        capabilities = await query_capabilities(monitor, binary=binary)
+        return capabilities, await _tried(monitor, module_drivers(capabilities.schema))
+
+
+async def _more_of(machine: Machine, drivers: Sequence[str]) -> dict[str, bool]:
+    async with connect(str(machine.qmp_path)) as monitor:
+        return await _tried(monitor, drivers)
+
+
+async def _tried(monitor: Monitor, drivers: Sequence[str]) -> dict[str, bool]:
+    """Whether each driver loads; those behind the point where QEMU ended are left out, but never all."""
+    loads: dict[str, bool] = {}
+    for driver in drivers:
+        try:
+            loads[driver] = await loads_module(monitor, driver)
+        except MonitorError:
+            # It was an earlier module's fault, if there was one.
+            return loads or {driver: False}
+    return loads
+
+
+@contextlib.contextmanager
+def _started(binary: str) -> Iterator[Machine]:
+    """A QEMU without a machine, in a folder of its own."""
+    kept = {name: os.environ[name] for name in (_MODULE_DIR,) if name in os.environ}
+    options = MachineOptions(name="capabilities", machine="none", qemu=binary, env=kept)
+    with tempfile.TemporaryDirectory(prefix="hvext-") as folder, start_machine(options, None, Path(folder)) as machine:
+        yield machine
+
+
+def _module_folders(files: Iterable[str]) -> frozenset[str]:
+    """The folders from which QEMU loaded modules, as far as can be told."""
+    return frozenset(
+        str(path.parent) for path in map(Path, files) if path.match("block-*.so") or path.match("accel-*.so")
+    )
