@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hvext.core.access import choose_access as choose_access
     from hvext.core.answer import Attachment as Attachment
     from hvext.core.answer import parse_answer as parse_answer
+    from hvext.core.capability import Capabilities as Capabilities
     from hvext.core.disk import Disk as Disk
     from hvext.core.options import Aio as Aio
     from hvext.core.options import Cache as Cache
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from hvext.core.options import Placement as Placement
     from hvext.core.options import Throttle as Throttle
     from hvext.core.running import RunningDisk as RunningDisk
+    from hvext.core.secret import Secret as Secret
     from hvext.core.uri import FileLocation as FileLocation
     from hvext.core.uri import Location as Location
     from hvext.core.uri import parse_uri as parse_uri
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from hvext.core.volume import derived_uuid as derived_uuid
     from hvext.errors import AccessError as AccessError
     from hvext.errors import AnswerError as AnswerError
+    from hvext.errors import CapabilityError as CapabilityError
     from hvext.errors import CommandRefused as CommandRefused
     from hvext.errors import CommandTimeout as CommandTimeout
     from hvext.errors import DiskNotFound as DiskNotFound
@@ -56,6 +59,8 @@ if TYPE_CHECKING:
     from hvext.operations.attachments import attach as attach
     from hvext.operations.attachments import detach as detach
     from hvext.operations.attachments import offer as offer
+    from hvext.operations.capabilities import binary_capabilities as binary_capabilities
+    from hvext.operations.capabilities import query_capabilities as query_capabilities
     from hvext.operations.plug import Plugged as Plugged
     from hvext.operations.repoint import Repointed as Repointed
     from hvext.operations.resize import Resized as Resized
@@ -86,6 +91,8 @@ _HOMES = {
     "Attached": "hvext.operations.attachments",
     "Attachment": "hvext.core.answer",
     "Cache": "hvext.core.options",
+    "Capabilities": "hvext.core.capability",
+    "CapabilityError": "hvext.errors",
     "Choice": "hvext.core.access",
     "CommandRefused": "hvext.errors",
     "CommandTimeout": "hvext.errors",
@@ -118,6 +125,7 @@ _HOMES = {
     "RunningDisk": "hvext.core.running",
     "ScriptFailed": "hvext.errors",
     "ScriptTimeout": "hvext.errors",
+    "Secret": "hvext.core.secret",
     "Start": "hvext.operations.start",
     "Throttle": "hvext.core.options",
     "UnplugState": "hvext.operations.unplug",
@@ -126,6 +134,7 @@ _HOMES = {
     "Vm": "hvext.operations.vm",
     "Volume": "hvext.core.volume",
     "attach": "hvext.operations.attachments",
+    "binary_capabilities": "hvext.operations.capabilities",
     "choose_access": "hvext.core.access",
     "close_volume": "hvext.operations.volumes",
     "create_volume": "hvext.operations.volumes",
@@ -138,6 +147,7 @@ _HOMES = {
     "open_volume": "hvext.operations.volumes",
     "parse_answer": "hvext.core.answer",
     "parse_uri": "hvext.core.uri",
+    "query_capabilities": "hvext.operations.capabilities",
     "remove_volume": "hvext.operations.volumes",
     "set_volume_info": "hvext.operations.volumes",
     "snapshot_volume": "hvext.operations.volumes",

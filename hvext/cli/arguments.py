@@ -42,13 +42,13 @@ def _log_directory(wish: str | None) -> str | None:
     return "/var/log/hvext" if os.geteuid() == 0 else str(Path.home() / ".local/state/hvext/log")
 
 
-def pairs(texts: Iterable[str], option: str) -> dict[str, str]:
+def pairs(texts: Iterable[str], option: str, form: str = "NAME=VALUE") -> dict[str, str]:
     """Return ``NAME=VALUE`` texts as a mapping; raises InputError."""
     result = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise InputError(f"{option} takes NAME=VALUE; got {masked(text)!r}")
+            raise InputError(f"{option} takes {form}; got {masked(text)!r}")
         if name in result:
             raise InputError(f"{option} {name} is given twice")
         result[name] = value
@@ -68,7 +68,7 @@ def disk(arguments: argparse.Namespace) -> Disk:
             parameters=values,
         ),
         access=Access(arguments.access or Access.PREFER_USERSPACE),
-        secret_files=pairs(arguments.secret, "--secret"),
+        secret_files=pairs(arguments.secret, "--secret", "ROLE=FILE"),
         options=options(arguments),
     )
 
@@ -76,7 +76,7 @@ def disk(arguments: argparse.Namespace) -> Disk:
 def parameters(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the provider's parameters of ``-p`` and ``--parameter-file``; raises InputError."""
     values = pairs(arguments.parameter, "-p")
-    for name, path in pairs(arguments.parameter_file, "--parameter-file").items():
+    for name, path in pairs(arguments.parameter_file, "--parameter-file", "NAME=FILE").items():
         if name in values:
             raise InputError(f"parameter {name} is given twice")
         values[name] = read_secret_file(path)

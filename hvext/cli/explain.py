@@ -71,7 +71,7 @@ def explain(arguments: argparse.Namespace) -> int:
 
 def _uuid(attachment: Attachment) -> UUID:
     """Return a uuid for the disk, always the same for one answer; no secret has a part in it."""
-    uris = [f"{line.hypervisor}:{masked(line.uri)}" for line in attachment.uris]
+    uris = [f"{line.hypervisor}:{line.shown}" for line in attachment.uris]
     return derived_uuid("explain", "\n".join([attachment.block_path or "", *uris]))
 
 
@@ -96,7 +96,7 @@ def _read(name: str) -> bytes:
 def _described(attachment: Attachment) -> dict[str, object]:
     return {
         "block_path": attachment.block_path,
-        "uris": [{"hypervisor": line.hypervisor, "uri": masked(line.uri)} for line in attachment.uris],
+        "uris": [{"hypervisor": line.hypervisor, "uri": line.shown} for line in attachment.uris],
         "warnings": list(attachment.warnings),
     }
 
@@ -144,7 +144,7 @@ def _print_words(result: dict[str, object], attachment: Attachment) -> None:
     print_warnings(attachment.warnings)
     print(f"block path  {attachment.block_path or '(none)'}")
     for line in attachment.uris:
-        print(f"uri         {line.hypervisor}: {masked(line.uri)}")
+        print(f"uri         {line.hypervisor}: {line.shown}")
     chosen = result["chosen"]
     assert isinstance(chosen, dict)  # noqa: S101
     print(f"chosen      {chosen['access']}: {chosen.get('uri') or chosen.get('path')}")

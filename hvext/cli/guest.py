@@ -60,6 +60,8 @@ def repoint(arguments: argparse.Namespace) -> int:
     if (arguments.to is None) == (arguments.access is None):
         raise InputError("repoint takes either --to LOCATION or --access ACCESS")
     target: Location | str | None = sys.stdin.read().strip() if arguments.to == "-" else arguments.to
+    if target == "":
+        raise InputError("there is no location on standard input")
     if _names_volume(arguments):
         wished = disk(arguments)
         uuid = wished.volume.uuid

@@ -121,8 +121,8 @@ def _start_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "attach the disks of an instance that starts, and print QEMU's arguments",
         _host,
         _json,
-        epilog="--disk takes provider=NAME,volume=NAME and, as wished, uuid=, cname=, access=, param.NAME= and disk\n"
-        "options; a comma in a value is doubled. Or a JSON object with the same keys.\n\n"
+        epilog="--disk takes provider=NAME,volume=NAME and, as wished, uuid=, cname=, access=, param.NAME=,\n"
+        "secret.ROLE=FILE and disk options; a comma in a value is doubled. Or a JSON object with the same keys.\n\n"
         + _DISK_OPTIONS.replace("-o KEY=VALUE, may be repeated", "keys of --disk"),
     )
     args.add_argument("--disk", action="append", default=[], metavar="KEY=VALUE,…", help="a disk; may be repeated")

@@ -41,7 +41,7 @@ def attach(arguments: argparse.Namespace) -> int:
             {
                 "disk_uuid": str(attached.disk.volume.uuid),
                 "block_path": offer.block_path,
-                "uris": [{"hypervisor": line.hypervisor, "uri": line.uri} for line in offer.uris],
+                "uris": [{"hypervisor": line.hypervisor, "uri": line.shown} for line in offer.uris],
                 "warnings": list(offer.warnings),
                 "chosen": attached.choice.to_json(),
             }
@@ -50,7 +50,7 @@ def attach(arguments: argparse.Namespace) -> int:
     print_warnings(offer.warnings)
     print(offer.block_path or "")
     for line in offer.uris:
-        print(f"{line.hypervisor}:{line.uri}")
+        print(f"{line.hypervisor}:{line.shown}")
     return 0
 
 

@@ -30,12 +30,17 @@ _STDERR = "print everything else to stderr"
 class HypervisorUri:
     """One further line of the answer: ``hypervisor`` in lower case, ``uri`` as printed, ``line`` counted from 1.
 
-    The URI may hold secrets; ``masked`` shows it without.
+    The URI may hold secrets; ``shown`` is without them.
     """
 
     hypervisor: str
     uri: str = field(repr=False)
     line: int
+
+    @property
+    def shown(self) -> str:
+        """The URI without its secrets; what is taken for the hypervisor may be its scheme."""
+        return masked(f"{self.hypervisor}:{self.uri}").partition(":")[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,7 +44,7 @@ _TRIALS: Mapping[str, Mapping[str, object]] = {
     "virtio-blk-vhost-vdpa": {"path": "/p"},
 }
 #: The drivers that open storage, those first that are part of every QEMU.
-STORAGE_DRIVERS = ("file", "host_device", "nbd", *_TRIALS)
+STORAGE_DRIVERS = ("file", "host_device", "nbd", "nvme", *_TRIALS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

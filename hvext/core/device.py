@@ -54,11 +54,11 @@ def vhost_user_obstacle(options: DiskOptions) -> str | None:
     The server serves the guest without QEMU in between, so that QEMU cannot enforce anything.
     """
     if options.device is not DeviceModel.VIRTIO_BLK:
-        return f"is a virtio-blk disk: it cannot be a {options.device}"
+        return f"it is a virtio-blk disk: it cannot be a {options.device}"
     plain = DiskOptions(bootindex=options.bootindex, placement=options.placement)
     wished = [field.name for field in fields(DiskOptions) if getattr(options, field.name) != getattr(plain, field.name)]
     if wished:
-        return f"is served past QEMU, which cannot see to {', '.join(wished)}: leave that out"
+        return f"it is served past QEMU, which cannot see to {', '.join(wished)}: leave that out"
     return None
 
 

@@ -39,8 +39,8 @@ class Disk:
     @property
     def secrets(self) -> Mapping[str, Secret]:
         """The secrets among the provider's parameters, by role: those that have a role's name."""
-        parameters = self.volume.parameters
-        return {role: Secret(parameters[role]) for role in ROLES if parameters.get(role)}
+        parameters = {name.lower(): value for name, value in self.volume.parameters.items() if value}
+        return {role: Secret(parameters[role]) for role in ROLES if role in parameters}
 
     @property
     def names(self) -> DiskNames:

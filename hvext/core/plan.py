@@ -90,7 +90,7 @@ def plan_disk(
     for options that the location cannot have.
     """
     if why := options_obstacle(location, options):
-        raise InputError(f"{location.words} {why}")
+        raise InputError(f"{location.words}: {why}")
     options = replace(options, read_only=bool(options.read_only) or location.read_only)
     opened = ProtocolName(generation=generation, aio=options.aio, discard=options.discard)
     companions = Companions(node=names.protocol(opened), folder=folder)
@@ -125,11 +125,11 @@ def plan_disk(
 def options_obstacle(location: Location, options: DiskOptions) -> str | None:
     """Return why a disk with these options cannot be at ``location``, or None when it can."""
     if location.read_only and options.read_only is False:
-        return f"can only be read ({location.driver}): leave read_only out, or set it"
+        return f"it can only be read ({location.driver}): leave read_only out, or set it"
     if location.buffered_only and options.cache.direct:
-        return f"needs the host's page cache: cache={options.cache} goes past it, cache=writeback does not"
+        return f"it needs the host's page cache: cache={options.cache} goes past it, cache=writeback does not"
     if location.direct_only and not options.cache.direct:
-        return f"has no page cache (driver {location.driver}): cache={options.cache} is not possible, cache=none is"
+        return f"it has no page cache (driver {location.driver}): cache={options.cache} is not possible, cache=none is"
     return None if location.block_node else vhost_user_obstacle(options)
 
 

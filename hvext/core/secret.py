@@ -16,10 +16,11 @@ from hvext.errors import InputError
 #: What stands in the place of a secret.
 MASK = "***"
 _SECRET_WORDS = frozenset(
-    "password passwd pass passphrase pwd secret key psk token credential credentials cookie cookies apikey".split()
+    "password passwd pass passphrase pwd secret key psk token credential credentials cookie cookies apikey signature "
+    "sig".split()
 )
 #: A name that ends in one of these says where a secret is, or what it is called.
-_POINTERS = frozenset("file path dir directory id name ring type size format".split())
+_POINTERS = frozenset("file path dir directory id name ring type size format check mode user username".split())
 
 
 #: The parts that secrets play; see ``Location.SECRETS``.

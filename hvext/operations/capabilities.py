@@ -110,8 +110,9 @@ def binary_capabilities(qemu: str = DEFAULT_QEMU) -> Capabilities:
     try:
         capabilities, files = _asked(str(Path(found).absolute()))
     except (ProgramError, MonitorError) as error:
+        last = error.message.strip().splitlines()[-1]
         raise ProgramError(
-            f"{found} does not say what it can do: {error.message}", hint=error.hint or "is it a QEMU system emulator?"
+            f"{found} does not say what it can do: {last}", hint=error.hint or "is it a QEMU system emulator?"
         ) from error
     folders = _module_folders(files)
     # Where no folder is known, nobody would notice that the missing modules were installed.
@@ -144,7 +145,7 @@ def _asked(binary: str) -> tuple[Capabilities, frozenset[str]]:
 
 async def _all_of(machine: Machine, binary: str) -> tuple[Capabilities, dict[str, bool]]:
     async with connect(str(machine.qmp_path)) as monitor:
-        capabilities = await query_capabilities(monitor, binary=binary)
+        capabilities = await _queried(monitor, binary)
         return capabilities, await _tried(monitor, module_drivers(capabilities.schema))
 
 

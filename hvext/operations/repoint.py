@@ -69,6 +69,8 @@ async def repoint(monitor: Monitor, names: DiskNames, location: Location, *, rep
         )
     if location.read_only and not disk.root.read_only:
         raise RepointRefused(f"{location.words} can only be read, and the guest writes to disk {names.uuid}")
+    if location.buffered_only:
+        raise RepointRefused(f"{location.words} needs the host's page cache, and a disk is moved past it")
     target = location.words
     changed = disk.protocol.location != location.reported
     before = disk.protocol.where

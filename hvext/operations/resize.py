@@ -19,6 +19,7 @@ from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
 from hvext.operations import attachments
+from hvext.operations.inspect import running_disk
 from hvext.operations.repoint import Movable, check_direct, exchange, movable
 from hvext.operations.steps import Report, Step, carry_out, silent
 from hvext.operations.threads import in_thread
@@ -69,6 +70,11 @@ async def resize(
     RepointRefused, OperationFailed.
     """
     check_size_mib(new_size_mib, "new size")
+    if (await running_disk(monitor, disk.names)).behind_vhost_user:
+        raise RepointRefused(
+            f"disk {disk.names.uuid} is served over vhost-user: its size is the server's affair",
+            hint="grow the volume with hvext grow, then unplug the disk and plug it again",
+        )
     found = await movable(monitor, disk.names)
     if found.root.read_only:
         raise InputError(f"disk {disk.names.uuid} is read-only: QEMU does not resize it")
@@ -110,17 +116,20 @@ async def resize(
 
 
 async def _offered(host: ProviderHost, disk: Disk, found: Movable) -> Location | None:
-    """Ask the provider where the storage is when QEMU does not report how to log in there; None when it does.
+    """Ask the provider where the storage is: QEMU reports neither credentials nor delays of an NBD connection.
 
-    Raises RepointRefused when the provider no longer offers that place.
+    Returns None when the node need not be opened afresh, or is not at a place that the provider offers. Raises
+    RepointRefused when it has credentials that are not offered any more.
     """
     node = found.protocol
-    if node.grows_in_place or not found.has_companions:
+    if node.grows_in_place:
         return None
     offer = await in_thread(lambda _cancel: attachments.offer(host, disk))
     for candidate in offer.choice.candidates:
         if candidate.location.reported == node.location:
             return candidate.location
+    if not found.has_companions:
+        return None
     raise RepointRefused(
         f"disk {disk.names.uuid} is at {node.where} with credentials that QEMU does not report, and the provider does "
         "not offer that place any more",

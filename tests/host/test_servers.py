@@ -9,6 +9,7 @@ import os
 import random
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -62,11 +63,12 @@ def authority() -> Iterator[Certificates]:
 @contextlib.contextmanager
 def leaving_nothing(starting: AbstractContextManager[S], what: str) -> Iterator[S]:
     """A server inside the block, of which nothing is left afterwards; prints how long it took to get ready."""
+    before = set(descendants(os.getpid()))
     began = time.monotonic()
     with starting as server:
         print(f"\n{what} is ready after {time.monotonic() - began:.3f} s")
         yield server
-        ours = {pid: _process(pid) for pid in descendants(os.getpid())[1:]}
+        ours = {pid: _process(pid) for pid in set(descendants(os.getpid())) - before}
         ours |= {pid: _process(pid) for pid in _marked(server.folder)}
         foreign = {each for pid in ours for each in _namespaces(pid)} - _namespaces(os.getpid())
         began = time.monotonic()
@@ -122,16 +124,15 @@ def qemu_io(
 
     It is killed as soon as it prints ``kill_after``. Raises Refused with QEMU's words.
     """
-    name = image if isinstance(image, str) else "json:" + json.dumps({"driver": "raw", "file": image})
     argv = [*prefix, need("qemu-io", "qemu-utils")]
     for each in objects:
         argv += ["--object", json.dumps(each)]
+    lines = list(commands)
     if isinstance(image, str):
-        argv += ["-f", "raw"]
-    if readonly:
-        argv += ["-r"]
-    for command in commands:
-        argv += ["-c", command]
+        # On its standard input: everybody can read a command line, and a URI may hold a password.
+        lines.insert(0, f"open {'-r ' if readonly else ''}-o driver=raw {image}")
+    else:
+        argv += [*(["-r"] if readonly else []), "json:" + json.dumps({"driver": "raw", "file": image})]
     cancel = process.Cancel()
     printed = bytearray()
 
@@ -141,12 +142,19 @@ def qemu_io(
             cancel.set()
 
     path = os.environ.get("PATH", "/usr/bin:/bin")
-    done = process.run(
-        [*argv, name], env={"PATH": path, **(env or {})}, timeout_s=_TOOL_S, on_output=look, cancel=cancel
-    )
+    with tempfile.NamedTemporaryFile("w", prefix="hvext-") as script:
+        script.write("".join(f"{line}\n" for line in lines))
+        script.flush()
+        done = process.run(
+            ["sh", "-c", 'exec "$@" <"$0"', script.name, *argv],
+            env={"PATH": path, **(env or {})},
+            timeout_s=_TOOL_S,
+            on_output=look,
+            cancel=cancel,
+        )
     text = printed.decode(errors="replace")
     failed = bool(done.status) and not done.cancelled
-    if failed or done.timed_out or "failed" in text:
+    if failed or done.timed_out or "failed" in text or "can't open" in text:
         raise Refused(text)
     return text
 

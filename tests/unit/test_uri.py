@@ -142,7 +142,8 @@ INVALID: dict[str, str] = {
     "nbd:///e": "names no host",
     "nbd://:1/e": "names no host",
     "nbd://u@h/e": "user name",
-    "nbd://u:p@h/e": "user name",
+    "nbd://u:p@h/e": "a part of it that is secret",
+    "nbd://u:long-password@h/e": "user name",
     "nbd://h:x/e": "'h:x' is not HOST[:PORT]",
     "nbd://h:0/e": "port 0",
     "nbd://h:65536/e": "port 65536",
@@ -209,7 +210,7 @@ def test_a_uri_that_cannot_be_read_is_refused_with_the_part_that_is_wrong(uri: s
     ("uri", "words"),
     [
         ('json:{"driver":"qcow3"}', "json: driver 'qcow3' is not one that hvext opens"),
-        ("sheepdog:vdi", "removed from QEMU in QEMU 6.0"),
+        ("sheepdog:vdi", "was removed in QEMU 6.0"),
         ("unix:/run/s", "QEMU knows no protocol 'unix'"),
         ("RBD:p/i", "write 'rbd'"),
         ("NBD+unix:///e?socket=/s", "write 'nbd+unix'"),

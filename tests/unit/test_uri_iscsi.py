@@ -88,7 +88,7 @@ INVALID: dict[str, str] = {
     "iscsi://h/t%ff/0": "UTF-8",
     "iscsi://h/" + "t" * 256 + "/0": "255 bytes",
     "iscsi://h/t/0?header_digest=crc32c": "QEMU crashes on it",
-    "iscsi://h/t/0?target_user=a&target_password=b": "no way to check the target's password",
+    "iscsi://h/t/0?target_user=a&target_password=bcdef": "no way to check the target's password",
     "iscsi://h/t/0?iser&mode=ro": "'mode'",
     "iser://h/t/0?mode=ro": "'mode'",
     "iscsi://%q1@h/t/0": "empty user name",

@@ -17,7 +17,7 @@ from hvext.core.uri import description, file, schemes
 from hvext.core.uri.fields import Fields
 from hvext.core.uri.file import FileLocation, Opened
 from hvext.core.uri.location import Location
-from hvext.core.uri.mask import hidden_parts, masked
+from hvext.core.uri.mask import SHORTEST, hidden_parts, masked
 from hvext.errors import LocationError, UnsupportedLocation
 
 __all__ = ["FileLocation", "Location", "Opened", "masked", "parse_filename", "parse_uri"]
@@ -39,6 +39,9 @@ def parse_uri(text: str, *, look: Callable[[str], Opened] | None = None) -> Loca
         if not hidden:
             raise
         # Without its cause: that one may quote the text.
+        if any(len(part) < SHORTEST and part in str(error) for part in hidden):
+            # Hiding it letter by letter would tell it.
+            raise type(error)("it cannot be read; the reason would show a part of it that is secret") from None
         raise type(error)(_hidden(error.message, hidden), hint=_hidden(error.hint, hidden)) from None
 
 
@@ -101,8 +104,13 @@ def _hidden(message: str, parts: tuple[str, ...]) -> str:
 
 def _unsupported(scheme: str) -> UnsupportedLocation:
     if scheme in schemes.REMOVED:
-        return UnsupportedLocation(f"protocol {scheme!r} was removed from QEMU in {schemes.REMOVED[scheme]}")
+        return UnsupportedLocation(f"protocol {scheme!r} was removed in {schemes.REMOVED[scheme]}")
     if scheme.lower() != scheme and schemes.is_known_scheme(scheme.lower()):
         return UnsupportedLocation(f"QEMU knows no protocol {scheme!r}", hint=f"write {scheme.lower()!r}")
-    listed = ", ".join(sorted(schemes.SCHEMES))
+    if scheme in schemes.LAYERS:
+        return UnsupportedLocation(
+            f"protocol {scheme!r} of QEMU is no storage",
+            hint="it is for tests, or a layer over storage: print the storage",
+        )
+    listed = ", ".join(sorted(set(schemes.SCHEMES) - schemes.REFUSED))
     return UnsupportedLocation(f"QEMU knows no protocol {scheme!r}", hint=f"hvext opens {listed}")

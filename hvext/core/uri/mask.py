@@ -11,20 +11,25 @@ from collections.abc import Iterable
 
 from hvext.core.secret import MASK, Secret, is_secret_name
 
-_SHORTEST = 4
+SHORTEST = 4
 #: ``user:password@`` and iSCSI's ``user%password@``. A password may itself hold an ``@``, and, where somebody forgot to
 #: encode it or with iSCSI, also ``/ ? #``; a port in front of a path is none. The lengths are bounded (a line of an
 #: answer has at most 4096 bytes), because a script may print megabytes without a line end.
 _USERINFO = re.compile(
     r"(?:iscsi|iser)://[^@?\s:%]{0,4096}[:%](?P<chap>.{0,4096})@"
-    r"|://[^/?#\s:@\[]{0,4096}?(?::|%(?![0-9A-Fa-f]{2}))(?:(?P<secret>[^/?#\s]{0,4096})|(?![0-9]{0,5}[/?#])(?P<torn>\S{0,4096}))@"
+    r"|(?:iscsi|iser)://[^@/\s%\[]{1,4096}%(?P<open>[^\s@/]{1,4096})"
+    r"|://[^/?#\s:@\[]{0,4096}?(?::|%(?![0-9A-Fa-f]{2}))"
+    r"(?:(?P<secret>[^/?#\s]{0,4096})|(?![0-9]{0,5}[/?#])(?P<torn>\S{0,4096}))@"
+    # No URI at all: a slash too few, or none.
+    r"|(?<![A-Za-z0-9._-])(?<!://)[A-Za-z0-9._-]{1,64}[:%](?P<loose>[^\s@/:=\\]{1,4096})@"
 )
-#: ``name=value`` behind ``? & ; : ,`` in URIs, where a backslash protects the next character (``rbd:``).
-_OPTION = re.compile(r"[?&;:,](?P<name>[A-Za-z0-9_.-]+)=(?P<secret>(?:\\.|[^&;:,\s\\])+)")
-#: ``"name": "value"`` in ``json:``; QEMU also takes single quotes.
+#: ``name=value`` behind ``? & ; : , @`` in URIs, where a backslash protects the next character (``rbd:``).
+_OPTION = re.compile(r"[?&;:,@](?=(?P<name>[A-Za-z0-9_.-]{1,64})\s{0,8}=(?P<secret>(?:\\.|[^&;:,\s\\]){1,4096}))")
+#: ``"name": "value"`` in ``json:``, also where a quote or the colon was forgotten; QEMU takes single quotes as well.
 _MEMBER = re.compile(
-    r"[\"'](?P<name>[A-Za-z0-9_.-]+)[\"']\s*:\s*"
-    r"(?:\"(?P<secret>(?:\\.|[^\"\\])+)|'(?P<single>(?:\\.|[^'\\])+)|[\[{](?P<nested>[^\]}]+)|(?P<bare>[^\s\"',{}\[\]]+))"
+    r"(?:[\"']|(?<=[{,\s]))(?P<name>[A-Za-z0-9_.-]{1,64})[\"']?\s{0,8}"
+    r"(?::?\s{0,8}\"(?P<secret>(?:\\.|[^\"\\])+)|:?\s{0,8}'(?P<single>(?:\\.|[^'\\])+)"
+    r"|:\s{0,8}[\[{](?P<nested>[^\]}]+)|:\s{0,8}(?P<bare>[^\s\"',{}\[\]]+))"
 )
 
 
@@ -39,7 +44,7 @@ def masked(text: str, known: Iterable[Secret] = ()) -> str:
     Known secrets of less than four characters are left: hiding them would hide half of the text.
     """
     for secret in sorted((item.reveal() for item in known), key=len, reverse=True):
-        if len(secret) >= _SHORTEST:
+        if len(secret) >= SHORTEST:
             text = text.replace(secret, MASK)
     result, done = [], 0
     for start, end in sorted(_spans(text)):

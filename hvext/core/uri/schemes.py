@@ -63,6 +63,12 @@ REMOVED = {
 }
 
 
+#: Prefixes that QEMU knows and that name no storage.
+LAYERS = frozenset(("blkdebug", "blkverify", "blkreplay", "fat", "null-co", "null-aio", "raw", "qcow2"))
+#: Schemes that are read only to say why they cannot be opened.
+REFUSED = frozenset(("gluster+rdma",))
+
+
 def is_known_scheme(word: str) -> bool:
     """Return whether ``word`` names a storage protocol, one that can be opened or one that was removed."""
     return word in SCHEMES or word in REMOVED
