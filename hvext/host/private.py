@@ -107,7 +107,9 @@ def _write(folder: Path, file: PrivateFile, owner: int | None) -> None:
 def _make_folder(folder: Path, owner: int | None) -> None:
     """Make a folder that others can pass through, but not read; refuse one that somebody else could change."""
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o711, parents=True)
+        folder.mkdir(parents=True)
+        # Whatever the umask is.
+        folder.chmod(0o711)
         if owner is not None and owner != os.geteuid():
             os.chown(folder, owner, -1)
     found = folder.lstat()

@@ -9,7 +9,7 @@ from functools import partial
 from hvext.core.running import RunningDisk
 from hvext.core.topology import typed_children
 from hvext.core.uri.location import Needs
-from hvext.errors import CommandRefused, QemuError
+from hvext.errors import CommandRefused, CommandTimeout, HvextError, MonitorError, QemuError
 from hvext.host.private import remove_private, write_private
 from hvext.host.qmp import Monitor
 from hvext.operations.steps import Step
@@ -92,7 +92,18 @@ def needs_steps(monitor: Monitor, needs: Needs, node: str) -> tuple[Step, ...]:
     name = "make what it needs: " + ", ".join(
         [str(item["qom-type"]) for item in needs.objects] + ["a private file" for _file in needs.files]
     )
-    return (Step(name=name, do=lambda: add_needs(monitor, needs), undo=lambda: remove_needs(monitor, node)),)
+
+    async def add() -> None:
+        try:
+            await add_needs(monitor, needs)
+        except (CommandTimeout, MonitorError):
+            raise
+        except HvextError:
+            # Some of it may be there already.
+            await remove_needs(monitor, node)
+            raise
+
+    return (Step(name=name, do=add, undo=lambda: remove_needs(monitor, node)),)
 
 
 async def remove_needs(monitor: Monitor, node: str) -> None:

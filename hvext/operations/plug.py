@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hvext.core.access import Candidate
+from hvext.core.capability import Capabilities
 from hvext.core.causes import hint_for
 from hvext.core.disk import Disk
 from hvext.core.options import DeviceModel
@@ -13,7 +14,7 @@ from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.running import RunningDisk
 from hvext.core.topology import place_disk
 from hvext.core.uri import FileLocation, Opened, masked
-from hvext.errors import CommandRefused, CommandTimeout, InputError, MonitorError, PlugError, QemuError
+from hvext.errors import CommandRefused, CommandTimeout, HvextError, InputError, MonitorError, PlugError, QemuError
 from hvext.host.private import private_folder
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
@@ -32,7 +33,7 @@ from hvext.operations.nodes import (
     remove_needs,
     remove_remains,
 )
-from hvext.operations.openable import openable
+from hvext.operations.openable import check_plan, openable
 from hvext.operations.rehearsal import rehearse
 from hvext.operations.steps import Report, Step, carry_out, silent
 from hvext.operations.threads import in_thread
@@ -84,10 +85,9 @@ async def plug(
         return _already(running)
     host.find(disk.provider)
     await _placed(monitor, disk)
-    obstacle = openable(
-        await query_capabilities(monitor), disk.names, disk.options, shared_memory=await memory_is_shared(monitor)
-    )
-    work = _Plug(monitor, host, disk, running, obstacle, exclusive=exclusive)
+    capabilities = await query_capabilities(monitor)
+    obstacle = openable(capabilities, disk.names, disk.options, shared_memory=await memory_is_shared(monitor))
+    work = _Plug(monitor, host, disk, running, capabilities, obstacle, exclusive=exclusive)
     await carry_out(f"plug {disk.provider}/{disk.volume.name}", work.steps(), report=report)
     return work.result()
 
@@ -142,6 +142,7 @@ class _Plug:
         host: ProviderHost,
         disk: Disk,
         remains: RunningDisk,
+        capabilities: Capabilities,
         obstacle: Obstacle,
         *,
         exclusive: bool,
@@ -150,6 +151,7 @@ class _Plug:
         self._host = host
         self._disk = disk
         self._remains = remains
+        self._capabilities = capabilities
         self._obstacle = obstacle
         self._exclusive = exclusive
         self._attached: Attached | None = None
@@ -201,6 +203,7 @@ class _Plug:
         """Look for the place again: attaching took its time, and others may have plugged meanwhile."""
         placed = await _placed(self._monitor, self._disk)
         plan = plan_disk(placed.names, self._opened.location, placed.options)
+        self._capabilities.check_device(plan.device)
         await self._monitor.execute("device_add", plan.device)
 
     async def _clean(self) -> None:
@@ -225,11 +228,12 @@ class _Plug:
             plan = plan_disk(self._disk.names, candidate.location, self._disk.options, folder=private_folder())
             self._plan, self._candidate = plan, candidate
             try:
+                check_plan(self._capabilities, plan)
                 await self._make(plan)
             except (CommandTimeout, MonitorError):
                 # It may have been opened: not the time to open another.
                 raise
-            except QemuError as error:
+            except HvextError as error:
                 await self._close()
                 words = error.description if isinstance(error, CommandRefused) else error.message
                 self._passed_over.append(f"{candidate.text}: {masked(' '.join(words.split()))}")

@@ -2,17 +2,20 @@
 
 QEMU opens most network storage in its main loop, and everything else of it waits meanwhile: with no Ceph monitor
 there, for five minutes; with an NBD server that refuses a TLS client's certificate, now and then for ever. So a
-qemu-storage-daemon opens it first, for reading only and with a time limit, where QEMU is: in its network, its mounts
-and its environment. NBD without TLS is not rehearsed: such a server may be there for one connection only, and QEMU
-does not wait in its main loop for it.
+qemu-storage-daemon opens it first, for reading only and with a time limit, where QEMU is: in its network and, where
+the same user runs both, with its mounts and its environment (a program of more rights takes nothing from it). NBD
+without TLS is not rehearsed: such a server may be there for one connection only, and QEMU does not wait in its main
+loop for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import tempfile
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from shutil import which
 
@@ -29,7 +32,6 @@ _PROGRAM = "qemu-storage-daemon"
 _DRIVERS = ("rbd", "iscsi", "gluster", "ssh", "nfs")
 #: Gluster's client library takes up to ten seconds for it.
 _SLOW_TO_CLOSE = ("gluster",)
-_NAMESPACES = ("net", "mnt")
 #: Variables that are right for QEMU's program alone.
 _OF_ANOTHER_BUILD = ("LD_", "QEMU_MODULE_DIR=")
 
@@ -40,7 +42,7 @@ async def rehearse(monitor: Monitor, location: Location, needs: Needs, node: dic
     ``needs`` and ``node`` are what the running QEMU will be given; the private files are there already. Raises
     CommandRefused with the words of the storage daemon, and QemuError when it did not open it in time.
     """
-    if not _wants_care(location) or which(_PROGRAM) is None:
+    if not _wants_care(location) or which(_PROGRAM) is None or (location.driver == "ssh" and not _same_user(monitor)):
         return
     try:
         async with _daemon(monitor) as other:
@@ -73,32 +75,46 @@ async def _daemon(monitor: Monitor) -> AsyncIterator[Monitor]:
         socket = f"{folder}/qmp"
         words = ["--chardev", f"socket,id=qmp,path={socket},server=on,wait=off", "--monitor", "chardev=qmp"]
 
-        def start(_cancel: object) -> StorageDaemon:
-            return start_storage_daemon(
-                words, Path(folder), env=_environment(monitor.pid), prefix=_surroundings(monitor.pid)
+        running: list[StorageDaemon] = []
+
+        def start(_cancel: object) -> None:
+            running.append(
+                start_storage_daemon(words, Path(folder), env=_environment(monitor), prefix=_surroundings(monitor))
             )
 
-        daemon = await in_thread(start)
         try:
+            await in_thread(start)
             async with asyncio.timeout(LIMIT_S * 2), connect(socket, timeout_s=LIMIT_S) as other:
                 yield other
         finally:
-            await in_thread(lambda _cancel: daemon.stop(grace_s=0))
+            for daemon in running:
+                await in_thread(partial(_stop, daemon))
 
 
-def _surroundings(pid: int | None) -> tuple[str, ...]:
-    """Return an argv that runs what is put behind it in the network and with the mounts of a process."""
+def _stop(daemon: StorageDaemon, _cancel: object) -> None:
+    daemon.stop(grace_s=0)
+
+
+def _same_user(monitor: Monitor) -> bool:
+    """Whether QEMU runs as the user who asks. What another user's process says of its surroundings is not followed."""
+    return monitor.owner == os.geteuid()
+
+
+def _surroundings(monitor: Monitor) -> tuple[str, ...]:
+    """Return an argv that runs what is put behind it in QEMU's network and, for the same user, with its mounts."""
+    options = {"net": "--net", **({"mnt": "--mount"} if _same_user(monitor) else {})}
     other = []
-    for name in _NAMESPACES if pid is not None else ():
+    for name, option in options.items():
         with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/ns/{name}").readlink() != Path(f"/proc/self/ns/{name}").readlink():
-                other.append({"net": "--net", "mnt": "--mount"}[name])
-    return ("nsenter", f"--target={pid}", *other, "--") if other else ()
+            if Path(f"/proc/{monitor.pid}/ns/{name}").readlink() != Path(f"/proc/self/ns/{name}").readlink():
+                other.append(option)
+    return ("nsenter", f"--target={monitor.pid}", *other, "--") if other else ()
 
 
-def _environment(pid: int | None) -> dict[str, str]:
-    """Return the environment of a process: where it finds an ssh agent, and Ceph its configuration."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-        return dict(pair.split("=", 1) for pair in pairs if "=" in pair and not pair.startswith(_OF_ANOTHER_BUILD))
+def _environment(monitor: Monitor) -> dict[str, str]:
+    """Return QEMU's environment, for the same user: where it finds an ssh agent, and Ceph its configuration."""
+    if _same_user(monitor):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            pairs = Path(f"/proc/{monitor.pid}/environ").read_bytes().decode().split("\0")
+            return dict(pair.split("=", 1) for pair in pairs if "=" in pair and not pair.startswith(_OF_ANOTHER_BUILD))
     return {}

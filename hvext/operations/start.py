@@ -21,7 +21,7 @@ from hvext.host.private import private_folder, write_private
 from hvext.host.provider import ProviderHost
 from hvext.operations import attachments
 from hvext.operations.attachments import Attached
-from hvext.operations.openable import openable
+from hvext.operations.openable import check_plan, openable
 
 #: Buses on which QEMU finds a free slot by itself.
 _ROOT_BUSES = ("pci.0", "pcie.0")
@@ -126,6 +126,8 @@ def start_disks(
     try:
         start = Start(disks=tuple(_prepared(attached, sharing)))
         for disk in start.disks:
+            if capabilities is not None:
+                check_plan(capabilities, disk.plan)
             write_private(disk.plan.needs.files)
     except BaseException as error:
         left = attachments.detach_all(host, [item.disk for item in attached])

@@ -5,10 +5,15 @@ The guest is paused: it is QEMU that opens the storage. Whatever failed, nothing
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import signal
+import subprocess
+import sys
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +32,7 @@ from tests.servers.https import Place, WebServer, web_server
 from tests.servers.iscsi import IscsiTarget, iscsi_target
 from tests.servers.nbd import PSK_USER, NbdServer, nbd_server
 from tests.servers.nfs import nfs_server
+from tests.servers.program import descendants
 from tests.servers.ssh import SshServer, ssh_server
 from tests.servers.vhost_user import vhost_user_server
 from tests.vm.state import state_of
@@ -105,6 +111,11 @@ def machine(
         yield started
 
 
+def private_files() -> list[Path]:
+    folder = Path(os.environ["HVEXT_RUNTIME_DIR"])
+    return list(folder.iterdir()) if folder.exists() else []
+
+
 def refusal(machine: Machine, uri: str, folder: Path, **more: str) -> OperationFailed:
     """Why a disk cannot be plugged whose provider offers this URI alone; nothing may be left of the attempt."""
     name = f"p{uuid.uuid4().hex}"
@@ -115,8 +126,7 @@ def refusal(machine: Machine, uri: str, folder: Path, **more: str) -> OperationF
     with open_vm(str(machine.qmp_path), host=host) as vm, pytest.raises(OperationFailed) as caught:
         vm.plug(disk)
     assert state_of(machine) == before
-    runtime = Path(os.environ["HVEXT_RUNTIME_DIR"])
-    assert not runtime.exists() or not list(runtime.iterdir())
+    assert private_files() == []
     assert not caught.value.left
     return caught.value
 
@@ -209,6 +219,50 @@ def test_an_iscsi_unit_that_cannot_be_used_is_explained(
     assert hint in error.hint
     assert WRONG not in str(error)
     assert iscsi.password not in str(error)
+
+
+def test_ctrl_c_while_a_server_does_not_answer_leaves_nothing(machine: Machine, tmp_path: Path) -> None:
+    with iscsi_target() as target:
+        target.create("vol", MIB)
+        uri = target.uri_with_password("vol")
+        write_provider(tmp_path / SECRET_FOLDER, "p", {"attach": f"printf '\\n%s\\n' {shlex.quote('kvm:' + uri)}"})
+        target.freeze()
+        before = state_of(machine)
+        argv = [sys.executable, "-m", "hvext", "plug", "--qmp", str(machine.qmp_path), "p", "vol"]
+        argv += ["--search-path", str(tmp_path / SECRET_FOLDER), "--log-dir", str(tmp_path / "logs")]
+        asked = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            wait_until(lambda: rehearsing(descendants(asked.pid)))
+            started = rehearsing(descendants(asked.pid))
+            # The guest's QEMU answers meanwhile.
+            assert state_of(machine).nodes == before.nodes
+            asked.send_signal(signal.SIGINT)
+            printed, _ = asked.communicate(timeout=30)
+        finally:
+            asked.kill()
+            target.thaw()
+    assert asked.returncode != 0
+    assert target.password not in printed
+    assert rehearsing(started) == []
+    assert state_of(machine) == before
+    assert private_files() == []
+
+
+def rehearsing(pids: Iterable[int]) -> list[int]:
+    """Those of the processes that open storage beside QEMU."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if b"qemu-storage-daemon" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def wait_until(holds: Callable[[], object], limit_s: float = 30.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 SSH: dict[str, tuple[Callable[[SshServer], str], str, str]] = {
