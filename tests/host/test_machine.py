@@ -167,7 +167,7 @@ def test_kvm_is_chosen_only_where_a_guest_boots_with_it_and_the_answer_is_kept(
     image = GuestImage.find(tmp_path)
     kept = tmp_path / "acceleration.json"
     before = children()
-    accel = probe_acceleration(image, limit_s=5)
+    accel = probe_acceleration(image, limit_s=4)
     assert accel in ("kvm", "tcg")
     assert children() == before
     assert list(socket_root.iterdir()) == []
@@ -186,4 +186,5 @@ def test_kvm_is_chosen_only_where_a_guest_boots_with_it_and_the_answer_is_kept(
     kept.write_text(json.dumps({**answer, "accel": other}))
     assert probe_acceleration(image) == other
     kept.write_text(json.dumps({**answer, "accel": other, "boot_id": "an earlier one"}))
-    assert probe_acceleration(image, limit_s=5) == accel
+    # Where a guest hangs on it, there is nothing to wait for.
+    assert probe_acceleration(image, limit_s=4 if accel == "kvm" else 0.5) == accel

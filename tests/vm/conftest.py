@@ -1,4 +1,9 @@
-"""Real guests for tests: built when needed, always ended, and explained when a test fails."""
+"""Real guests for tests: built when needed, always ended, and explained when a test fails.
+
+`boot` starts a guest for one test alone. A boot takes seconds: most tests use `share`, which lends them a guest that
+runs already, and looks afterwards whether they left it as they found it. `machine` starts a QEMU without waiting for
+its guest, which with ``start_paused=True`` never does anything.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +12,28 @@ import os
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hvext.core.disk import Disk
-from hvext.errors import ProgramError
+from hvext.errors import HvextError, ProgramError
 from hvext.host import process
 from hvext.host.guest import Console
 from hvext.host.machine import GuestImage, Machine, MachineOptions, probe_acceleration, start_machine
 from hvext.host.provider import ProviderHost
 from hvext.operations import attachments, volumes
 from tests.conftest import need
+from tests.vm.state import State, state_of
 
 VM_IMAGES = Path(__file__).parents[2] / "vm-images"
 BOOT_LIMIT_S = 120.0
+#: How long a guest may take to see that its last disk is gone.
+CLEAN_S = 20.0
 
 _machines = pytest.StashKey[list[Machine]]()
 
@@ -40,6 +49,19 @@ class Guest:
 
 
 GuestFactory = Callable[..., Guest]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """A guest that runs for several tests: how it was when it had booted, and which tests had it so far."""
+
+    guest: Guest
+    state: State
+    tests: list[str] = field(default_factory=list)
+
+
+_lent = pytest.StashKey[dict[str, Shared]]()
+_failed = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
@@ -90,34 +112,113 @@ def machine(
 @pytest.fixture
 def boot(machine: MachineFactory) -> GuestFactory:
     """A function that starts a machine as `machine` does and waits until its guest is ready."""
+    return lambda **options: _booted(machine(**options))
 
-    def start(**options: Any) -> Guest:
-        new = machine(**options)
-        console = Console(new.command_path, new.console_log, alive=lambda: new.alive)
-        console.wait_ready(BOOT_LIMIT_S)
-        return Guest(machine=new, console=console)
 
-    return start
+def _booted(machine: Machine) -> Guest:
+    console = Console(machine.command_path, machine.console_log, alive=lambda: machine.alive)
+    console.wait_ready(BOOT_LIMIT_S)
+    return Guest(machine=machine, console=console)
+
+
+@pytest.fixture(scope="session")
+def shared_guests() -> Iterator[dict[str, Shared]]:
+    """The guests of `share`, by the options they were started with."""
+    guests: dict[str, Shared] = {}
+    yield guests
+    for shared in guests.values():
+        shared.guest.machine.stop()
+
+
+@pytest.fixture
+def share(
+    request: pytest.FixtureRequest,
+    guest_image: GuestImage,
+    accel: str,
+    shared_guests: dict[str, Shared],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[GuestFactory]:
+    """A function that lends a booted guest, with the SCSI controller ``scsi0`` and the iothread ``io0``, to a test.
+
+    A test that gives it back in another state than it had after its boot has failed. The guest is ended then, as after
+    every other failure, and the next test gets a new one.
+    """
+    if "storage" in request.fixturenames:
+        # So that its volumes are detached after the guest was looked at, or ended.
+        request.getfixturevalue("storage")
+    lent = request.node.stash.setdefault(_lent, {})
+
+    def lend(**options: Any) -> Guest:
+        wanted = {"machine": "q35", "accel": accel, "scsi_controllers": 1, "iothreads": ("io0",), **options}
+        key = repr(sorted(wanted.items()))
+        if key not in shared_guests:
+            logs = tmp_path_factory.mktemp("shared")
+            new = start_machine(MachineOptions(name=logs.name, **wanted), guest_image, logs)
+            try:
+                shared_guests[key] = Shared(guest=_booted(new), state=state_of(new))
+            except BaseException:
+                new.stop()
+                request.node.stash.setdefault(_machines, []).append(new)
+                raise
+        lent[key] = shared_guests[key]
+        lent[key].tests.append(request.node.nodeid)
+        return lent[key].guest
+
+    yield lend
+    failed = request.node.stash.get(_failed, False)
+    problems = []
+    for key, shared in lent.items():
+        left = "" if failed else _left_in(shared)
+        if failed or left:
+            shared_guests.pop(key).guest.machine.stop()
+        if left:
+            problems.append(left)
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
+
+
+def _left_in(shared: Shared) -> str:
+    """Say what a test left in a guest that the next one gets; empty when nothing."""
+    machine, console = shared.guest.machine, shared.guest.console
+    if not machine.alive:
+        return "the test ended a machine that is not its own"
+    deadline = time.monotonic() + CLEAN_S
+    try:
+        if (state := state_of(machine)) != shared.state:
+            return f"left in the machine: {shared.state} became {state}"
+        while text := console.run("cd /sys/block; ls -d [vs]d* 2>/dev/null; pidof writer", CLEAN_S)[1]:
+            if time.monotonic() > deadline:
+                return f"left in the guest, disks and writers: {text}"
+            time.sleep(0.1)
+    except HvextError as error:
+        return f"the test left a machine or a guest that does not answer: {error}"
+    return ""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show what the machines of a failed test said last, and where all of it is.
 
-    The logs stay in the test's temporary folder, which pytest keeps for three runs; with HVEXT_LOG_DIR they are copied
-    there as well.
+    The logs stay in temporary folders, which pytest keeps for three runs; with HVEXT_LOG_DIR they are copied there as
+    well. Those of a shared guest begin with the tests that had it before.
     """
     report = yield
-    machines = item.stash.get(_machines, [])
-    if report.failed and report.when == "call" and machines:
-        folder = machines[0].console_log.parent
-        for each in machines:
-            (folder / f"{each.name}.argv").write_text(shlex.join(each.argv) + "\n")
-            report.sections.append((f"machine {each.name}", each.failure_report()))
+    if not report.failed:
+        return report
+    item.stash[_failed] = True
+    lent = item.stash.get(_lent, {}).values()
+    machines = [*item.stash.get(_machines, []), *(shared.guest.machine for shared in lent)]
+    for each in machines:
+        each.console_log.with_name(f"{each.name}.argv").write_text(shlex.join(each.argv) + "\n")
+        report.sections.append((f"machine {each.name}", each.failure_report()))
+    for shared in lent:
+        report.sections.append((f"tests that had machine {shared.guest.machine.name}", "\n".join(shared.tests)))
+    for folder in dict.fromkeys(each.console_log.parent for each in machines):
+        kept = folder
         if "HVEXT_LOG_DIR" in os.environ:
             kept = Path(os.environ["HVEXT_LOG_DIR"]) / item.name.replace("/", "_")
-            folder = Path(shutil.copytree(folder, kept, dirs_exist_ok=True))
-        report.sections.append(("logs kept", f"argv, serial and QMP logs are in {folder}"))
+            shutil.copytree(folder, kept, dirs_exist_ok=True)
+        report.sections.append(("logs kept", f"argv, serial and QMP logs are in {kept}"))
     return report
 
 

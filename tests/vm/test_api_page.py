@@ -17,10 +17,10 @@ pytestmark = pytest.mark.vm
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
 
-def test_the_example_for_hypervisor_layers_runs_as_printed(boot: GuestFactory, storage: Storage) -> None:
+def test_the_example_for_hypervisor_layers_runs_as_printed(share: GuestFactory, storage: Storage) -> None:
     example = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
     assert 25 <= len(example.splitlines()) <= 40
-    guest = boot()
+    guest = share()
     before = state_of(guest.machine, storage.folder)
     ran = subprocess.run(
         [sys.executable, "-c", example, str(guest.machine.qmp_path), str(storage.folder)],

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,7 +25,7 @@ from hvext.operations.inspect import running_disk
 from hvext.operations.plug import plug
 from hvext.operations.repoint import repoint
 from hvext.operations.resize import resize
-from hvext.operations.unplug import unplug_and_detach
+from hvext.operations.unplug import remove_device, unplug_and_detach
 from hvext.operations.vm import open_vm_async
 from tests.vm.state import on_debug_monitor, state_of
 
@@ -95,9 +96,10 @@ async def test_a_plug_whose_answer_gets_lost_leaves_nothing_whichever_it_is(
 
 
 async def test_a_plug_that_cannot_be_undone_keeps_the_volume_attached(
-    machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A paused guest does not let a PCI disk go: detaching its volume would pull it from under QEMU.
+    monkeypatch.setattr("hvext.operations.plug.remove_device", partial(remove_device, timeout_s=1.5))
     vm_machine = machine(start_paused=True)
     disk = create()
     async with lossy(vm_machine.qmp_path, 2) as monitor:
@@ -124,7 +126,7 @@ async def test_a_move_whose_answer_gets_lost_leaves_the_disk_whole(
     async with open_vm_async(str(vm_machine.qmp_path), host=storage.host) as vm:
         await vm.plug(disk)
     path, uri = await asyncio.to_thread(storage.paths, disk)
-    places = {path, parse_uri(uri).filename}
+    places = {path, parse_uri(uri).uri()}
 
     async def move(monitor: Any) -> None:
         now = (await running_disk(monitor.monitor, disk.names)).protocol

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import pytest
 from hvext.core.disk import Disk
 from hvext.errors import OperationFailed, PlugError
 from hvext.host.guest import Writer
+from hvext.host.machine import start_storage_daemon
 from hvext.host.provider import ProviderHost
 from hvext.operations import attachments
 from hvext.operations.vm import open_vm
@@ -42,9 +44,9 @@ pytestmark = pytest.mark.vm
     ],
 )
 def test_a_plugged_disk_works_and_nothing_of_it_stays(
-    boot: GuestFactory, storage: Storage, create: Callable[..., Disk], board: str, options: dict[str, Any]
+    share: GuestFactory, storage: Storage, create: Callable[..., Disk], board: str, options: dict[str, Any]
 ) -> None:
-    guest = boot(machine=board, scsi_controllers=1)
+    guest = share(machine=board)
     disk = create(**options)
     before = state_of(guest.machine, storage.folder)
     with open_vm(str(guest.machine.qmp_path), host=storage.host) as vm:
@@ -125,8 +127,9 @@ def test_a_refused_device_leaves_nothing(
 
 
 def test_somebody_elses_node_of_the_same_name_is_left_alone(
-    machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
+    machine: MachineFactory, storage: Storage, create: Callable[..., Disk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hvext.operations.nodes.SETTLE_S", 0.5)
     vm_machine = machine(start_paused=True, scsi_controllers=1)
     disk = create()
     on_debug_monitor(vm_machine, "blockdev-add", driver="null-co", node_name=disk.names.root, read_zeroes=True)
@@ -192,26 +195,32 @@ def test_a_port_that_a_device_has_not_left_yet_is_not_free(
     assert bus.endswith("/rp1")
 
 
-def test_a_full_pc_bus_is_an_error_and_every_slot_before_works(
-    machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
-) -> None:
+def test_a_full_pc_bus_is_an_error_and_every_slot_before_works(machine: MachineFactory, tmp_path: Path) -> None:
     vm_machine = machine(machine="pc", start_paused=True)
-    with open_vm(str(vm_machine.qmp_path), host=storage.host) as vm:
-        for number in range(40):
-            disk = create(f"v{number}", parameters={"path": "no"})
-            try:
-                vm.plug(disk)
-            except PlugError as error:
-                assert "no free slot: all slots of pci.0 are taken" in error.message  # noqa: PT017
-                break
-        assert number >= 28
-        assert len(vm.disks()) == number
+    with tempfile.TemporaryDirectory(prefix="hvext-") as short:
+        server = [
+            *("--blockdev", "driver=null-co,node-name=n,size=1048576,read-zeroes=on"),
+            *("--nbd-server", f"addr.type=unix,addr.path={short}/s,max-connections=0"),
+            *("--export", "type=nbd,id=e,node-name=n,name=e,writable=on"),
+        ]
+        host = _fake(tmp_path / "p", rf"\nkvm:nbd+unix:///e?socket={short}/s\n")
+        with start_storage_daemon(server, tmp_path / "logs"), open_vm(str(vm_machine.qmp_path), host=host) as vm:
+            for number in range(40):
+                disk = Disk.from_mapping({"provider": "fake", "volume": f"v{number}"})
+                try:
+                    vm.plug(disk)
+                except PlugError as error:
+                    assert "no free slot: all slots of pci.0 are taken" in error.message  # noqa: PT017
+                    break
+            assert number >= 28
+            assert len(vm.disks()) == number
+            vm_machine.stop()
 
 
 def test_two_processes_that_plug_at_once_get_different_places(
-    boot: GuestFactory, storage: Storage, create: Callable[..., Disk]
+    share: GuestFactory, storage: Storage, create: Callable[..., Disk]
 ) -> None:
-    guest = boot()
+    guest = share()
     disks = [create(f"v{number}") for number in range(4)]
     commands = [
         [sys.executable, "-m", "hvext", "plug", "--qmp", str(guest.machine.qmp_path), "--log-dir", "none"]
@@ -229,9 +238,9 @@ def test_two_processes_that_plug_at_once_get_different_places(
 
 
 def test_scsi_disks_get_addresses_of_their_own_and_writers_do_not_mix(
-    boot: GuestFactory, storage: Storage, create: Callable[..., Disk]
+    share: GuestFactory, storage: Storage, create: Callable[..., Disk]
 ) -> None:
-    guest = boot(scsi_controllers=1)
+    guest = share()
     disks = [create(f"v{number}", device="scsi-hd") for number in range(3)]
     writers = []
     with open_vm(str(guest.machine.qmp_path), host=storage.host) as vm:

@@ -10,7 +10,7 @@ from hvext.host.guest import Writer
 from hvext.operations.start import start_disks, stop_disks
 from hvext.operations.vm import open_vm
 from tests.vm.state import on_debug_monitor, state_of
-from tests.vm.volume import guest_disks, wait_for_bytes, wait_for_disk
+from tests.vm.volume import guest_disks, wait_for_bytes
 
 if TYPE_CHECKING:
     from tests.vm.conftest import GuestFactory, MachineFactory, Storage
@@ -19,27 +19,28 @@ pytestmark = pytest.mark.vm
 
 
 @pytest.mark.parametrize("form", ["blockdev", "drive"])
-@pytest.mark.parametrize("device", ["virtio-blk-pci", "scsi-hd"])
 def test_a_disk_given_at_start_can_do_all_that_a_plugged_one_can(
-    boot: GuestFactory, storage: Storage, create: Callable[..., Disk], device: str, form: str
+    boot: GuestFactory, storage: Storage, create: Callable[..., Disk], form: str
 ) -> None:
-    disk = create(device=device, iops_total=100000, **({"bus": "rp0"} if device == "virtio-blk-pci" else {}))
-    start = start_disks(storage.host, [disk])
+    options = {"/dev/vda": {"bus": "rp0"}, "/dev/sda": {"device": "scsi-hd"}}
+    disks = {name: create(name[-3:], iops_total=100000, **options[name]) for name in options}
+    start = start_disks(storage.host, [*disks.values()])
     guest = boot(extra_args=tuple(start.argv() if form == "blockdev" else start.drive_argv()))
-    name = wait_for_disk(guest.console)
-    writer = Writer(guest.console, name)
     with open_vm(str(guest.machine.qmp_path), host=storage.host) as vm:
-        assert not vm.plug(disk).changed
-        writer.start(blocks=512)
-        path, uri = storage.paths(disk)
-        for _round in range(5):
-            assert vm.repoint(disk.volume.uuid, path).changed
-            assert vm.repoint(disk.volume.uuid, uri).changed
-        vm.resize(disk, 96)
-        wait_for_bytes(guest.console, name, 96 << 20)
-        verdict = writer.stop()
-        assert (verdict.status.errors, verdict.bad, verdict.unreadable) == (0, 0, 0)
-        assert vm.unplug(disk).state == "unplugged"
+        for name, disk in disks.items():
+            assert not vm.plug(disk).changed
+            writer = Writer(guest.console, name)
+            writer.start(blocks=512)
+            path, uri = storage.paths(disk)
+            for _round in range(5):
+                assert vm.repoint(disk.volume.uuid, path).changed
+                assert vm.repoint(disk.volume.uuid, uri).changed
+            vm.resize(disk, 96)
+            wait_for_bytes(guest.console, name, 96 << 20)
+            verdict = writer.stop()
+            assert (verdict.status.errors, verdict.bad, verdict.unreadable) == (0, 0, 0)
+            assert vm.unplug(disk).state == "unplugged"
+            assert disk.volume.uuid not in vm.disks()
         assert vm.disks() == {}
     left = state_of(guest.machine, storage.folder)
     assert left.nodes == frozenset()
