@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
+from uuid import UUID
 
-from hvext.cli.arguments import disk, provider_host
+from hvext.cli.arguments import disk, pairs, provider_host
 from hvext.cli.output import print_json, print_table, print_warnings, reporter, size_text
+from hvext.core.access import Candidate
 from hvext.core.disk import parse_uuid
-from hvext.core.uri import Location
-from hvext.errors import DiskNotFound, InputError
+from hvext.core.secret import Secret, check_roles
+from hvext.core.uri import Location, parse_uri
+from hvext.errors import CapabilityError, DiskNotFound, InputError, RepointRefused
+from hvext.host.files import opened_as
+from hvext.host.private import read_secret_file
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S
 from hvext.operations import attachments
+from hvext.operations.repoint import Repointed
 from hvext.operations.unplug import Unplugged, UnplugState
 from hvext.operations.vm import Vm, open_vm
 
@@ -59,7 +65,7 @@ def repoint(arguments: argparse.Namespace) -> int:
     """Move a disk to another access."""
     if (arguments.to is None) == (arguments.access is None):
         raise InputError("repoint takes either --to LOCATION or --access ACCESS")
-    target: Location | str | None = sys.stdin.read().strip() if arguments.to == "-" else arguments.to
+    target = sys.stdin.read().strip() if arguments.to == "-" else arguments.to
     if target == "":
         raise InputError("there is no location on standard input")
     if _names_volume(arguments):
@@ -74,8 +80,9 @@ def repoint(arguments: argparse.Namespace) -> int:
         if target is None:
             if uuid not in vm.disks():
                 raise DiskNotFound(f"the guest has no disk {uuid}", hint="hvext disks lists those it has")
-            target = attachments.offer(host, wished).choice.chosen.location
-        result = vm.repoint(uuid, target)
+            result = _first_possible(vm, uuid, attachments.offer(host, wished).choice.candidates)
+        else:
+            result = vm.repoint(uuid, _location(target, arguments))
     if arguments.json:
         print_json(result.to_json())
     elif result.changed:
@@ -83,6 +90,24 @@ def repoint(arguments: argparse.Namespace) -> int:
     else:
         print(f"{result.device}: unchanged, it is at {result.after} already")
     return 0
+
+
+def _location(text: str, arguments: argparse.Namespace) -> Location:
+    """Return the location of ``--to``, with the secrets of ``--secret``."""
+    secrets = pairs(arguments.secret, "--secret", "ROLE=FILE")
+    check_roles(secrets)
+    return parse_uri(text, look=opened_as).with_secrets(
+        {role: Secret(read_secret_file(path)) for role, path in secrets.items()}
+    )
+
+
+def _first_possible(vm: Vm, uuid: UUID, candidates: Sequence[Candidate]) -> Repointed:
+    """Move a disk to the first candidate that it can be moved to."""
+    *others, last = candidates
+    for candidate in others:
+        with contextlib.suppress(RepointRefused, CapabilityError):
+            return vm.repoint(uuid, candidate.location)
+    return vm.repoint(uuid, last.location)
 
 
 def resize(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from hvext.core.answer import Attachment
 from hvext.core.secret import Secret
 from hvext.core.text import quoted
-from hvext.core.uri import Location, masked, parse_uri
+from hvext.core.uri import Location, parse_uri, shown
 from hvext.core.uri.file import FileLocation, Opened
 from hvext.errors import AccessError, InputError
 
@@ -119,12 +119,12 @@ def _userspace(
         try:
             location = parse_uri(uri, look=look).with_secrets(secrets)
         except InputError as error:
-            skipped.append(f"{quoted(masked(uri))} cannot be used: {error}")
+            skipped.append(f"{quoted(shown(uri))} cannot be used: {error}")
             continue
         if why := obstacle(location):
-            skipped.append(f"{quoted(masked(uri))} cannot be used here: {why}")
+            skipped.append(f"{quoted(shown(uri))} cannot be used here: {why}")
             continue
-        candidates.append(Candidate(access=Access.USERSPACE, text=masked(uri), location=location))
+        candidates.append(Candidate(access=Access.USERSPACE, text=shown(uri), location=location))
     return tuple(candidates), tuple(skipped)
 
 

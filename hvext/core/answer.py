@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from hvext.core.provider import FileKind
 from hvext.core.text import quoted
+from hvext.core.uri import shown
 from hvext.core.uri.mask import masked
 from hvext.core.uri.schemes import is_known_scheme
 from hvext.errors import AnswerError
@@ -40,7 +41,9 @@ class HypervisorUri:
     @property
     def shown(self) -> str:
         """The URI without its secrets; what is taken for the hypervisor may be its scheme."""
-        return masked(f"{self.hypervisor}:{self.uri}").partition(":")[2]
+        if is_known_scheme(self.hypervisor):
+            return shown(f"{self.hypervisor}:{self.uri}").removeprefix(f"{self.hypervisor}:")
+        return shown(self.uri)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

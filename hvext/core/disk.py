@@ -10,7 +10,7 @@ from hvext.core.access import Access
 from hvext.core.identity import DiskNames
 from hvext.core.options import DiskOptions
 from hvext.core.provider import check_provider_name
-from hvext.core.secret import ROLES, Secret
+from hvext.core.secret import ROLES, Secret, check_roles
 from hvext.core.text import quoted
 from hvext.core.volume import Volume, derived_uuid
 from hvext.errors import InputError
@@ -32,9 +32,7 @@ class Disk:
 
     def __post_init__(self) -> None:
         check_provider_name(self.provider)
-        for role in self.secret_files:
-            if role not in ROLES:
-                raise InputError(f"there is no secret {quoted(role)}", hint=f"secrets are {', '.join(ROLES)}")
+        check_roles(self.secret_files)
 
     @property
     def secrets(self) -> Mapping[str, Secret]:
@@ -97,5 +95,6 @@ def _text(value: object, key: str) -> str:
     if value is None:
         raise InputError(f"a disk needs {key}=")
     if not isinstance(value, str):
-        raise InputError(f"a disk's {key} must be text; got {value!r}")
+        # What it is instead is not quoted: it may be a secret.
+        raise InputError(f"a disk's {key} must be text, not {type(value).__name__}")
     return value

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hmac
 import re
+from collections.abc import Iterable
 from typing import NoReturn
 
-from hvext.core.text import checked
+from hvext.core.text import checked, quoted
 from hvext.errors import InputError
 
 #: What stands in the place of a secret.
@@ -19,6 +20,8 @@ _SECRET_WORDS = frozenset(
     "password passwd pass passphrase pwd secret key psk token credential credentials cookie cookies apikey signature "
     "sig".split()
 )
+#: What tells it in the middle of a word as well.
+_STEMS = ("password", "passwd", "passphrase", "secret", "apikey")
 #: A name that ends in one of these says where a secret is, or what it is called.
 _POINTERS = frozenset("file path dir directory id name ring type size format check mode user username".split())
 
@@ -74,7 +77,17 @@ def shown(secret: Secret, *, reveal: bool) -> str:
     return secret.reveal() if reveal else MASK
 
 
+def check_roles(roles: Iterable[str]) -> None:
+    """Raise InputError for a role that no secret has."""
+    for role in roles:
+        if role not in ROLES:
+            raise InputError(f"there is no secret {quoted(role)}", hint=f"secrets are {', '.join(ROLES)}")
+
+
 def is_secret_name(name: str) -> bool:
     """Return whether the value of a parameter or option with this name is a secret, as far as its name tells."""
-    words = [word.lower() for word in re.split(r"[^A-Za-z0-9]+", name) if word]
-    return bool(words) and words[-1] not in _POINTERS and not _SECRET_WORDS.isdisjoint(words)
+    parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    words = [word.lower() for word in re.split(r"[^A-Za-z0-9]+", parts) if word]
+    if not words or words[-1] in _POINTERS:
+        return False
+    return not _SECRET_WORDS.isdisjoint(words) or any(stem in word for stem in _STEMS for word in words)

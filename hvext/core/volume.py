@@ -101,7 +101,11 @@ class Volume:
             if name.upper() in seen:
                 raise InputError(f"parameters {seen[name.upper()]!r} and {name!r} are both EXTP_{name.upper()}")
             seen[name.upper()] = name
-            checked(value, f"value of parameter {name!r}:")
+            try:
+                checked(value, "value")
+            except InputError:
+                # The error would quote it, and it may be a secret.
+                raise InputError(f"the value of parameter {name!r} is no UTF-8 text, or has a NUL byte in it") from None
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
 
     @property

@@ -29,7 +29,10 @@ def folder() -> Path:
 def kept(name: str) -> object | None:
     """Return the answer kept under a name; None when there is none, it cannot be read, or its files have changed."""
     try:
-        entry = json.loads((folder() / f"{name}.json").read_bytes())
+        path = folder() / f"{name}.json"
+        if not (_trusted(path) and _trusted(path.parent)):
+            return None
+        entry = json.loads(path.read_bytes())
         stamps = {str(path): tuple(stamp) for path, stamp in entry["files"].items()}
         answer: object = entry["answer"]
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
@@ -72,6 +75,12 @@ def mapped_files(pid: int) -> frozenset[str]:
     # Address, permissions, offset, device, inode and, for a file, its path.
     mappings = [line.split(maxsplit=5) for line in lines]
     return frozenset(each[5] for each in mappings if len(each) == 6 and "x" in each[1] and each[5].startswith("/"))
+
+
+def _trusted(path: Path) -> bool:
+    """Whether nobody but root and this user can have written it."""
+    found = path.stat()
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022
 
 
 def _stamp(path: str) -> _Stamp | None:

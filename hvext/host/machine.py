@@ -201,11 +201,12 @@ def start_storage_daemon(
     name: str = "storage-daemon",
     env: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
+    program: str = "qemu-storage-daemon",
 ) -> StorageDaemon:
     """Start a qemu-storage-daemon with these arguments and return it once its exports are there.
 
     Sockets that the arguments name are the caller's: they stay behind when the daemon ends. ``env`` and ``prefix`` are
-    as in `MachineOptions`.
+    as in `MachineOptions`, ``program`` is the daemon's name or path.
 
     Raises ProgramError with what it printed when it does not start.
     """
@@ -213,7 +214,7 @@ def start_storage_daemon(
     pid_file = sockets / "pid"
     try:
         running = process.start(
-            [*prefix, "qemu-storage-daemon", *arguments, "--pidfile", str(pid_file)],
+            [*prefix, program, *arguments, "--pidfile", str(pid_file)],
             env=_environment(env or {}),
             log_path=work_dir / f"{name}.log",
         )

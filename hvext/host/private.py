@@ -88,11 +88,12 @@ def _write(folder: Path, file: PrivateFile, owner: int | None) -> None:
     if path.parent != folder:
         _make_folder(path.parent, owner)
     if file.link is not None:
-        new = Path(tempfile.mktemp(prefix=".new-", dir=folder))  # noqa: S306 (a link cannot be made over anything)
+        new = Path(tempfile.mktemp(prefix=f"{path.relative_to(folder).parts[0]}.new-", dir=folder))  # noqa: S306 (a link cannot be made over anything)
         new.symlink_to(file.link)
         new.replace(path)
         return
-    descriptor, name = tempfile.mkstemp(prefix=".new-", dir=folder)
+    # With the name of what it will be: whatever interrupts this, `remove_private` finds it.
+    descriptor, name = tempfile.mkstemp(prefix=f"{path.relative_to(folder).parts[0]}.new-", dir=folder)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(_contents(file))
@@ -107,7 +108,7 @@ def _write(folder: Path, file: PrivateFile, owner: int | None) -> None:
 def _make_folder(folder: Path, owner: int | None) -> None:
     """Make a folder that others can pass through, but not read; refuse one that somebody else could change."""
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(parents=True)
+        folder.mkdir(mode=0o711, parents=True)
         # Whatever the umask is.
         folder.chmod(0o711)
         if owner is not None and owner != os.geteuid():
@@ -120,11 +121,23 @@ def _make_folder(folder: Path, owner: int | None) -> None:
         )
 
 
+def _read(path: str) -> bytes:
+    """Return what a file holds that somebody else named: it has to be a file, and not without end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise HvextError(f"cannot read {path}, which the URI names: it is no regular file")
+        data = stream.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise HvextError(f"cannot read {path}, which the URI names: it has more than {_MAX_BYTES} bytes")
+    return data
+
+
 def _contents(file: PrivateFile) -> bytes:
     before = b""
     if file.after is not None:
         try:
-            before = Path(file.after).read_bytes()
+            before = _read(file.after)
         except OSError as error:
             if not (file.optional and isinstance(error, FileNotFoundError)):
                 raise HvextError(f"cannot read {file.after}, which the URI names: {error.strerror}") from error

@@ -89,8 +89,11 @@ def detach(host: ProviderHost, disk: Disk, *, cancel: Cancel | None = None) -> N
 
     ``close`` is not run before: it is a fence, which cuts off whoever still uses the volume; ``detach`` can refuse.
     """
-    host.run(host.find(disk.provider), Action.DETACH, disk.volume, cancel=cancel, access=disk.access)
-    remove_private(disk.names.root)
+    try:
+        host.run(host.find(disk.provider), Action.DETACH, disk.volume, cancel=cancel, access=disk.access)
+    finally:
+        # QEMU has read them when it started.
+        remove_private(disk.names.root)
 
 
 def attach_all(

@@ -28,28 +28,31 @@ _MODULE_DIR = "QEMU_MODULE_DIR"
 async def query_capabilities(monitor: Monitor, *, binary: str = "") -> Capabilities:
     """Return what the QEMU behind a monitor can do; changes nothing in it, and may be repeated.
 
-    The answer is kept for QEMUs made of the same files, as that of a binary is.
+    Where the answer of its binary is kept, that is taken; see `binary_capabilities`.
 
     No module is tried (``unloadable`` is empty), because a guest may run here, and a trial has effects: it loads the
     module for good, and it can end QEMU. When a module is of another build than QEMU (its package was upgraded while
     the guest ran), the first load of it fails, and the next load of any module ends QEMU with an assertion
     (``module_load_dso``, 7.2 and 10.0). ``binary`` is kept as text for people.
     """
-    files = _files_of(monitor)
-    name = _kept_name(*files)
-    if files and (answer := cache.kept(name)) is not None:
+    if (name := _kept_name_of(monitor)) is not None and (answer := cache.kept(name)) is not None:
         with contextlib.suppress(InputError):
-            return replace(Capabilities.from_json(answer), binary=binary, version=monitor.version)
-    capabilities = await _queried(monitor, binary)
-    if files:
-        cache.keep(name, capabilities.to_json(), files)
-    return capabilities
+            return replace(
+                Capabilities.from_json(answer), unloadable=frozenset(), binary=binary, version=monitor.version
+            )
+    return await _queried(monitor, binary)
 
 
-def _files_of(monitor: Monitor) -> frozenset[str]:
-    """Return the files that a running QEMU is made of; none when that is not known, or one of them was replaced."""
+def _kept_name_of(monitor: Monitor) -> str | None:
+    """Return the name of the kept answer about the binary that a running QEMU is; None when that cannot be told.
+
+    It is only read: what a QEMU with a guest says of itself is never believed of another.
+    """
     files = cache.mapped_files(monitor.pid) if monitor.pid is not None else frozenset()
-    return files if all(Path(file).exists() for file in files) else frozenset()
+    with contextlib.suppress(OSError):
+        if files and all(Path(file).exists() for file in files):
+            return _kept_name(f"binary {Path(f'/proc/{monitor.pid}/exe').readlink()}", "modules ")
+    return None
 
 
 def _kept_name(*parts: str) -> str:

@@ -26,7 +26,7 @@ from hvext.errors import CommandRefused, DiskNotFound, QemuError, RepointRefused
 from hvext.host.private import private_folder
 from hvext.host.qmp import Monitor
 from hvext.operations.capabilities import query_capabilities
-from hvext.operations.inspect import running_disk
+from hvext.operations.inspect import memory_is_shared, running_disk
 from hvext.operations.nodes import add_node, delete_node, needs_steps, remove_needs
 from hvext.operations.rehearsal import rehearse
 from hvext.operations.steps import Report, Step, carry_out, silent
@@ -69,10 +69,17 @@ async def repoint(monitor: Monitor, names: DiskNames, location: Location, *, rep
         )
     if location.read_only and not disk.root.read_only:
         raise RepointRefused(f"{location.words} can only be read, and the guest writes to disk {names.uuid}")
+    if location.needs_shared_memory and not await memory_is_shared(monitor):
+        raise RepointRefused(
+            f"the server at {location.words} would read and write the guest's memory, which is not shared",
+            hint="start QEMU with memory-backend-memfd,share=on",
+        )
     if location.buffered_only:
         raise RepointRefused(f"{location.words} needs the host's page cache, and a disk is moved past it")
     target = location.words
-    changed = disk.protocol.location != location.reported
+    # QEMU does not report TLS: whether there are credentials tells it.
+    needs = location.needs(Companions())
+    changed = disk.protocol.location != location.reported or bool(needs.objects) != disk.has_companions
     before = disk.protocol.where
     if changed:
         await exchange(monitor, disk, location, exact_size=True, report=report)

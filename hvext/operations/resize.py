@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
 from hvext.core.uri import Location
+from hvext.core.uri.location import Companions
 from hvext.core.volume import check_size_mib
 from hvext.errors import CommandRefused, InputError, OperationFailed, QemuError, RepointRefused
 from hvext.host.process import Cancel
@@ -126,7 +127,8 @@ async def _offered(host: ProviderHost, disk: Disk, found: Movable) -> Location |
         return None
     offer = await in_thread(lambda _cancel: attachments.offer(host, disk))
     for candidate in offer.choice.candidates:
-        if candidate.location.reported == node.location:
+        needs = candidate.location.needs(Companions())
+        if candidate.location.reported == node.location and bool(needs.objects) == found.has_companions:
             return candidate.location
     if not found.has_companions:
         return None
@@ -143,16 +145,16 @@ def _fresh_location(disk: Movable, offered: Location | None) -> Location | None:
     Raises RepointRefused when that cannot be done.
     """
     node = disk.protocol
-    if node.grows_in_place or offered is not None:
-        return offered
-    if node.location is None:
+    if node.grows_in_place:
+        return None
+    if offered is None and node.location is None:
         raise RepointRefused(
             f"QEMU does not tell where disk {disk.running.names.uuid} is ({node.filename}), and an open {node.driver} "
             "node does not see that its storage grew",
             hint="move it with hvext repoint to its URI first",
         )
     check_direct(disk)
-    return node.location
+    return offered or node.location
 
 
 def _mib(size_bytes: int) -> str:

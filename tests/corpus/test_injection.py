@@ -116,7 +116,8 @@ def test_the_legacy_string_opens_what_the_node_opens(asked: Recorder) -> None:
     for row in CORPUS:
         try:
             location = parse_uri(row.uri, look=lambda _path: Opened.FILE)
-            if not location.block_node or location.buffered_only:
+            # One that tries again for a second does so a number of times.
+            if not location.block_node or location.buffered_only or getattr(location, "open_timeout_s", 0):
                 continue
         except InputError:
             continue

@@ -466,7 +466,7 @@ def test_disks_are_read_as_json_from_an_option_a_file_or_standard_input(tmp_path
         (["--disk", "provider=p,volume=a,colour=red"], b"", "no disk option 'colour'"),
         (["--disk", "provider=p,volume=a,access=maybe"], b"", "access must be one of"),
         (["--disk", "{"], b"", "--disk is not JSON"),
-        (["--disk", '{"provider":"p","volume":3}'], b"", "a disk's volume must be text; got 3"),
+        (["--disk", '{"provider":"p","volume":3}'], b"", "a disk's volume must be text, not int"),
         (["--disks", "-"], b"", "cannot read disks from -"),
         (["--disks", "-"], b"{}", "- must hold a JSON list of disks"),
         (["--disks", "-"], b"[3]", "- must hold a JSON list of disks"),

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvext.core.secret import MASK, Secret, is_secret_name
+from hvext.core.uri import parse_uri, shown
 from hvext.core.uri.mask import hidden_parts, masked
 from hvext.errors import InputError
 
@@ -112,3 +113,47 @@ def test_known_secrets_are_hidden_wherever_they_are() -> None:
 @given(text=st.text())
 def test_hiding_twice_is_hiding_once(text: str) -> None:
     assert masked(masked(text)) == masked(text)
+
+
+ACCEPTED = (
+    'json:{"driver":"iscsi","transport":"tcp","portal":"h","target":"t","user":"u","p\\u0061ssword":"hunter2x"}',
+    "rbd:p/i:ke\\y=aHVudGVyMng=",
+    "https://u:hunter2x@h/p",
+)
+REFUSED = (
+    'json:{"driver":"qcow2","file":{"driver":"https","password":"hunter2x"}}',
+    'json:{"driver":"nbd","server":[{"secret":"hunter2x"}]}',
+    'json:{"password":{"a":{"b":1},"c":"hunter2x"}}',
+    "ISCSI://u%41hunter2x@h/t/0",
+    "ftp://[u]:hunter2x@h/x",
+    "http://u[:hunter2x@h/",
+    'json:{"driver":"https","url":"https:\\/\\/u:hunter2x@h\\/x"}',
+    "nbds:" + "x" * 60 + "?token=hunter2x" + "y" * 60,
+)
+
+
+@pytest.mark.parametrize("uri", [*ACCEPTED, *REFUSED])
+def test_no_way_of_writing_a_uri_shows_its_secret(uri: str) -> None:
+    said = [shown(uri), shown(f"kvm:{uri}"), masked(f"QEMU says: {uri}: refused")]
+    try:
+        location = parse_uri(uri)
+        said += [repr(location), location.words, location.uri()]
+    except InputError as error:
+        said += [str(error), repr(error)]
+    for hidden in ("hunter2", "aHVudGVyMng", "hunter"):
+        assert not [words for words in said if hidden in words]
+
+
+def test_a_password_is_given_only_to_who_asks_for_a_user() -> None:
+    secrets = {"password": Secret("hunter2x"), "key": Secret("aHVudGVyMng=")}
+    assert parse_uri("http://evil.example/x").with_secrets(secrets) == parse_uri("http://evil.example/x")
+    assert parse_uri("iscsi://h/t/0").with_secrets(secrets) == parse_uri("iscsi://h/t/0")
+    assert parse_uri("iscsi://u@h/t/0").with_secrets(secrets) == parse_uri("iscsi://u%hunter2x@h/t/0")
+    assert parse_uri("rbd:p/i").with_secrets(secrets) == parse_uri("rbd:p/i:key=aHVudGVyMng=")
+
+
+def test_text_that_is_nested_without_end_is_refused_in_words() -> None:
+    for text in ('json:{"driver' + ".a" * 1950 + '":1}', "json:" + '{"a":' * 1300, "json:" + "[" * 4000):
+        with pytest.raises(InputError):
+            parse_uri(text)
+        assert masked(text)

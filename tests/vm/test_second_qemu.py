@@ -48,7 +48,7 @@ def test_a_disk_starts_moves_grows_and_goes_on_the_second_qemu(
             wait_for_bytes(guest.console, name, 96 << 20)
             verdict = writer.stop()
             assert (verdict.status.errors, verdict.bad, verdict.unreadable) == (0, 0, 0)
-            assert verdict.verified == 512
+            assert verdict.verified == verdict.blocks > 0
             assert vm.unplug(disk).detached
             assert any(read_direct(storage, disk, 1 << 20))
             assert state_of(guest.machine, storage.folder) == before

@@ -20,7 +20,7 @@ from hvext.core.uri.location import Location
 from hvext.core.uri.mask import SHORTEST, hidden_parts, masked
 from hvext.errors import LocationError, UnsupportedLocation
 
-__all__ = ["FileLocation", "Location", "Opened", "masked", "parse_filename", "parse_uri"]
+__all__ = ["FileLocation", "Location", "Opened", "masked", "parse_filename", "parse_uri", "shown"]
 
 _SCHEME = re.compile(r"([A-Za-z0-9+._-]+):")
 
@@ -34,6 +34,8 @@ def parse_uri(text: str, *, look: Callable[[str], Opened] | None = None) -> Loca
     """
     try:
         return _parsed(text, look or file.by_name)
+    except RecursionError:
+        raise LocationError("it is nested deeper than any location is") from None
     except (LocationError, UnsupportedLocation) as error:
         hidden = hidden_parts(text)
         if not hidden:
@@ -43,6 +45,15 @@ def parse_uri(text: str, *, look: Callable[[str], Opened] | None = None) -> Loca
             # Hiding it letter by letter would tell it.
             raise type(error)("it cannot be read; the reason would show a part of it that is secret") from None
         raise type(error)(_hidden(error.message, hidden), hint=_hidden(error.hint, hidden)) from None
+
+
+def shown(text: str) -> str:
+    """Return the text of a URI without its secrets: as the location says it where there are any, else as it is."""
+    try:
+        location = _parsed(text, file.by_name)
+    except (LocationError, UnsupportedLocation, RecursionError):
+        return masked(text)
+    return masked(text) if location.without_secrets() == location else location.uri()
 
 
 def parse_filename(driver: str, filename: str) -> Location | None:
@@ -99,6 +110,9 @@ def _hidden(message: str, parts: tuple[str, ...]) -> str:
     for part in parts:
         for form in (part, repr(part)[1:-1]):
             message = message.replace(form, MASK)
+            # Long text is cut in messages, and the cut may be in the secret.
+            for length in range(len(form) - 1, SHORTEST - 1, -1):
+                message = message.replace(f"{form[:length]}'…", f"{MASK}'…")
     return message
 
 

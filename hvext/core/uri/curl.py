@@ -14,7 +14,9 @@ Source: QEMU, block/curl.c; qemu-storage-daemon-qmp-ref(7), BlockdevOptionsCurlB
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 from urllib.parse import quote, unquote_to_bytes
 from xml.etree.ElementTree import SubElement
@@ -54,6 +56,9 @@ class CurlLocation(Location):
     """
 
     SECRETS: ClassVar[tuple[str, ...]] = tuple(_SECRET_OPTIONS)
+    SECRET_OF: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"password": "username", "proxy_password": "proxy_username"}
+    )
 
     url: str
     username: str = ""

@@ -13,8 +13,10 @@ qemu-storage-daemon-qmp-ref(7), BlockdevOptionsIscsi.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import ClassVar
 from urllib.parse import quote, unquote_to_bytes
 from xml.etree.ElementTree import SubElement
@@ -64,6 +66,7 @@ class IscsiLocation(Location):
     """One logical unit of a target; ``user`` and ``password`` are for CHAP, ``timeout_s`` 0 or None for no limit."""
 
     SECRETS: ClassVar[tuple[str, ...]] = ("password",)
+    SECRET_OF: ClassVar[Mapping[str, str]] = MappingProxyType({"password": "user"})
 
     host: str
     target: str

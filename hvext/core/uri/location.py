@@ -6,6 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Self
 from xml.etree.ElementTree import Element
 
@@ -84,6 +85,8 @@ class Location(ABC):
     __slots__ = ()
 
     SECRETS: ClassVar[tuple[str, ...]] = ()
+    #: The field without which a secret means nothing: a password is only for a location that names a user.
+    SECRET_OF: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @property
     @abstractmethod
@@ -161,7 +164,11 @@ class Location(ABC):
 
     def with_secrets(self, secrets: Mapping[str, Secret]) -> Self:
         """Return the location with those of ``secrets`` (by role) that it can have and lacks."""
-        lacking = {name: secrets[name] for name in self.SECRETS if name in secrets and getattr(self, name) is None}
+        lacking = {
+            name: secrets[name]
+            for name in self.SECRETS
+            if name in secrets and getattr(self, name) is None and getattr(self, self.SECRET_OF.get(name, "driver"))
+        }
         return self._replaced(dict(lacking))
 
     def _replaced(self, values: Mapping[str, object]) -> Self:
