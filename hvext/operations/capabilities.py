@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from hvext.core.capability import DEVICE_TYPES, Capabilities, lacks_module, module_drivers, trial_node
 from hvext.core.schema import Schema
@@ -18,9 +19,12 @@ from hvext.errors import CommandRefused, InputError, MonitorError, ProgramError
 from hvext.host import cache
 from hvext.host.machine import Machine, MachineOptions, start_machine
 from hvext.host.qmp import Monitor, connect
+from hvext.operations.threads import in_thread
 
 #: The QEMU that is asked when none is named.
 DEFAULT_QEMU = "qemu-system-x86_64"
+#: What the QEMUs that we are connected to can do.
+_known: WeakKeyDictionary[Monitor, Capabilities] = WeakKeyDictionary()
 #: QEMU looks for its modules there first.
 _MODULE_DIR = "QEMU_MODULE_DIR"
 
@@ -28,31 +32,36 @@ _MODULE_DIR = "QEMU_MODULE_DIR"
 async def query_capabilities(monitor: Monitor, *, binary: str = "") -> Capabilities:
     """Return what the QEMU behind a monitor can do; changes nothing in it, and may be repeated.
 
-    Where the answer of its binary is kept, that is taken; see `binary_capabilities`.
+    The installed QEMU's program is asked instead, see `binary_capabilities`: it takes QEMU 0.1 s to describe itself, in
+    which a guest's requests wait. What a QEMU with a guest says of itself is never kept for another.
 
     No module is tried (``unloadable`` is empty), because a guest may run here, and a trial has effects: it loads the
     module for good, and it can end QEMU. When a module is of another build than QEMU (its package was upgraded while
     the guest ran), the first load of it fails, and the next load of any module ends QEMU with an assertion
     (``module_load_dso``, 7.2 and 10.0). ``binary`` is kept as text for people.
     """
-    if (name := _kept_name_of(monitor)) is not None and (answer := cache.kept(name)) is not None:
-        with contextlib.suppress(InputError):
-            return replace(
-                Capabilities.from_json(answer), unloadable=frozenset(), binary=binary, version=monitor.version
-            )
-    return await _queried(monitor, binary)
+    if monitor not in _known:
+        if _is_installed_one(monitor):
+            asked = await in_thread(lambda _cancel: binary_capabilities())
+            # Which modules a QEMU that has run for long can load, its binary does not tell.
+            _known[monitor] = replace(asked, unloadable=frozenset(), binary=binary, version=monitor.version)
+        else:
+            _known[monitor] = await _queried(monitor, binary)
+    return _known[monitor]
 
 
-def _kept_name_of(monitor: Monitor) -> str | None:
-    """Return the name of the kept answer about the binary that a running QEMU is; None when that cannot be told.
-
-    It is only read: what a QEMU with a guest says of itself is never believed of another.
-    """
+def _is_installed_one(monitor: Monitor) -> bool:
+    """Whether the running QEMU is the installed program, with nothing of it replaced since it started."""
+    installed = shutil.which(DEFAULT_QEMU)
     files = cache.mapped_files(monitor.pid) if monitor.pid is not None else frozenset()
     with contextlib.suppress(OSError):
-        if files and all(Path(file).exists() for file in files):
-            return _kept_name(f"binary {Path(f'/proc/{monitor.pid}/exe').readlink()}", "modules ")
-    return None
+        return (
+            installed is not None
+            and str(Path(f"/proc/{monitor.pid}/exe").readlink()) == os.path.realpath(installed)
+            and bool(files)
+            and all(Path(file).exists() for file in files)
+        )
+    return False
 
 
 def _kept_name(*parts: str) -> str:
