@@ -742,7 +742,6 @@ DISAGREEMENTS: tuple[Disagreement, ...] = (
         verdict=Verdict.UNOPENED,
         why="The library behind this release's driver refuses it at the time of opening; hvext leaves it the decision.",
         ids=(
-            "ssh-user-domain",
             "ssh-host-4096",
             "http-ipv6-junk",
             "http-host-encoded-blank",

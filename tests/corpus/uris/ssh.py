@@ -45,7 +45,6 @@ ROWS = rows(
         "user-raw-at": "ssh://alice@example@storage.example/srv/vol1",
         "user-blank": "ssh://a%20b@storage.example/srv/vol1",
         "user-nul": "ssh://a%00b@storage.example/srv/vol1",
-        "user-domain": "ssh://DOMAIN%5Calice@storage.example/srv/vol1",
         "port-zero": "ssh://storage.example:0/srv/vol1",
         "port-65536": "ssh://storage.example:65536/srv/vol1",
         "port-letters": "ssh://storage.example:ssh/srv/vol1",
