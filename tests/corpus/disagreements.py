@@ -790,3 +790,28 @@ DISAGREEMENTS: tuple[Disagreement, ...] = (
         releases=("10.0",),
     ),
 )
+
+#: Rows of which libvirt 9.0 makes something else, and why.
+LIBVIRT = dict.fromkeys(
+    (
+        "nbd-uri-query-reconnect-delay",
+        "nbd-unix-socket-and-reconnect-delay",
+        "json-nbd-reconnect",
+        "json-number-text",
+    ),
+    "libvirt 9.0 does not know an NBD reconnect delay and leaves it out; newer ones (11.3) do",
+)
+#: Rows that libvirt reads rightly (see the test above), although its schema does not describe them.
+LIBVIRT_SCHEMA = {
+    **LIBVIRT,
+    **dict.fromkeys(("nbd-uri-host-underscore",), "host names have no underscore there"),
+    **dict.fromkeys(
+        ("nbd-uri-ipv6-zone", "nbd-uri-ipv6-zone-encoded", "nbd-colons-ipv6-zone"), "addresses have no zone there"
+    ),
+    **dict.fromkeys(
+        ("rbd-escaped-snapshot", "rbd-snapshot-slash", "rbd-snapshot-equals", "rbd-snapshot-and-slash"),
+        "snapshots have few characters there",
+    ),
+    **dict.fromkeys(("rbd-conf-none", "rbd-conf-relative"), "configuration files are absolute paths there"),
+    **dict.fromkeys(("file-path-newline", "json-odd-names"), "paths have no line ends there"),
+}

@@ -20,6 +20,7 @@ from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.uri import Opened, parse_uri
 from hvext.core.uri.location import Companions
 from hvext.errors import InputError, RenderError
+from tests.corpus.disagreements import LIBVIRT, LIBVIRT_SCHEMA
 from tests.corpus.uris import CORPUS
 from tests.host.oracle import Refused, domain, libvirt_daemon, schema
 
@@ -30,30 +31,6 @@ SHARED = ("node-name", "read-only", "auto-read-only", "cache", "discard")
 #: One secret of each kind for all disks: libvirt never shows its text.
 BESIDE = Companions(node="corpus")
 SECRETS = {"corpus-password": ("iscsi", "not-a-password"), "corpus-key": ("ceph", "bm90LWEta2V5")}
-#: Rows of which libvirt 9.0 makes something else, and why; docs/uris.md tells of them.
-PARTINGS = dict.fromkeys(
-    (
-        "nbd-uri-query-reconnect-delay",
-        "nbd-unix-socket-and-reconnect-delay",
-        "json-nbd-reconnect",
-        "json-number-text",
-    ),
-    "libvirt 9.0 does not know an NBD reconnect delay and leaves it out; newer ones (11.3) do",
-)
-#: Rows that libvirt reads rightly (see the test above), although its schema does not describe them.
-NOT_IN_SCHEMA = {
-    **PARTINGS,
-    **dict.fromkeys(("nbd-uri-host-underscore",), "host names have no underscore there"),
-    **dict.fromkeys(
-        ("nbd-uri-ipv6-zone", "nbd-uri-ipv6-zone-encoded", "nbd-colons-ipv6-zone"), "addresses have no zone there"
-    ),
-    **dict.fromkeys(
-        ("rbd-escaped-snapshot", "rbd-snapshot-slash", "rbd-snapshot-equals", "rbd-snapshot-and-slash"),
-        "snapshots have few characters there",
-    ),
-    **dict.fromkeys(("rbd-conf-none", "rbd-conf-relative"), "configuration files are absolute paths there"),
-    **dict.fromkeys(("file-path-newline", "json-odd-names"), "paths have no line ends there"),
-}
 
 
 @dataclass(frozen=True)
@@ -152,8 +129,8 @@ def test_libvirt_opens_the_storage_that_qemu_opens(rows: list[Said]) -> None:
 
         for start in range(0, len(rows), BATCH):
             compare(rows[start : start + BATCH])
-    assert {row: words for row, words in wrong.items() if row not in PARTINGS} == {}
-    assert sorted(wrong) == sorted(PARTINGS)
+    assert {row: words for row, words in wrong.items() if row not in LIBVIRT} == {}
+    assert sorted(wrong) == sorted(LIBVIRT)
     assert len(rows) > 250
 
 
@@ -163,5 +140,5 @@ def test_the_xml_is_what_libvirts_schema_describes(rows: list[Said]) -> None:
     for each in rows:
         if not rules.validate(etree.fromstring(domain([each.xml()]))):
             wrong[each.row] = f"{rules.error_log.last_error}\n{each.xml()}"
-    assert {row: words for row, words in wrong.items() if row not in NOT_IN_SCHEMA} == {}
-    assert sorted(wrong) == sorted(NOT_IN_SCHEMA)
+    assert {row: words for row, words in wrong.items() if row not in LIBVIRT_SCHEMA} == {}
+    assert sorted(wrong) == sorted(LIBVIRT_SCHEMA)
