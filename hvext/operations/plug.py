@@ -14,16 +14,19 @@ from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.running import RunningDisk
 from hvext.core.topology import place_disk
 from hvext.core.uri import FileLocation, Opened, masked
+from hvext.core.uri.vhost_user import VhostUserLocation
 from hvext.errors import CommandRefused, CommandTimeout, HvextError, InputError, MonitorError, PlugError, QemuError
 from hvext.host.private import private_folder
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
+from hvext.host.vhost import check_vhost_user
 from hvext.operations import attachments
 from hvext.operations.attachments import Attached, Obstacle
 from hvext.operations.capabilities import query_capabilities
 from hvext.operations.inspect import iothreads, memory_is_shared, running_disk, topology
 from hvext.operations.nodes import (
+    SETTLE_S,
     add_chardev,
     add_needs,
     add_node,
@@ -248,6 +251,9 @@ class _Plug:
     async def _make(self, plan: DiskPlan) -> None:
         """Make the protocol node with all that it needs, or the character device of vhost-user."""
         await add_needs(self._monitor, plan.needs)
+        if isinstance(plan.location, VhostUserLocation):
+            path = plan.location.path
+            await in_thread(lambda _cancel: check_vhost_user(path, timeout_s=SETTLE_S))
         for chardev in plan.chardevs:
             await add_chardev(self._monitor, chardev)
         if plan.nodes:

@@ -6,8 +6,7 @@ qemu-storage-daemon opens it first, for reading only and with a time limit, in Q
 
 A guest may have taken QEMU over: nothing else of what QEMU's process says of itself is followed, but for the place of
 its ssh agent. Storage that looks at who asks (NFS, Gluster, ssh) is rehearsed only when the same user runs both. NBD
-without TLS is not rehearsed: such a server may be there for one connection only, and QEMU does not wait in its main
-loop for it.
+without TLS is not rehearsed: such a server may be there for one connection only.
 """
 
 from __future__ import annotations

@@ -90,6 +90,7 @@ PLAIN = (
     'json:{"driver":"iscsi","password-secret":"sec0"}',
     "CHAP username specified but no password was given",
     "gluster://h:24007/v/a@b",
+    "iSCSI: Failed to connect to LUN : SENSE KEY:ILLEGAL_REQUEST(5) ASCQ:LOGICAL_UNIT_NOT_SUPPORTED(0x2500)",
 )
 
 

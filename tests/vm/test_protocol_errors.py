@@ -328,6 +328,18 @@ def test_a_vhost_user_server_that_is_gone_does_not_stop_the_guest(machine: Machi
     assert "is the server running" in error.hint
 
 
+def test_a_vhost_user_server_that_does_not_answer_does_not_stop_the_guest(machine: Machine, tmp_path: Path) -> None:
+    with vhost_user_server() as server, nbd_server() as other:
+        server.create("vol", MIB)
+        other.create("vol", MIB)
+        server.freeze()
+        error = refusal(machine, f"vhost-user:{server.socket('vol')}", tmp_path / "frozen")
+        server.thaw()
+        assert "serves another guest already" in error.hint
+        error = refusal(machine, f"vhost-user:{other.socket}", tmp_path / "protocol")
+        assert "no vhost-user server" in error.message
+
+
 def test_vhost_user_into_memory_that_is_not_shared_is_refused(guest_image: GuestImage, tmp_path: Path) -> None:
     options = MachineOptions(name="private", start_paused=True)
     with start_machine(options, guest_image, tmp_path / "logs") as private:

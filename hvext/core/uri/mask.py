@@ -32,7 +32,7 @@ _USERINFO = re.compile(
 _OPTION = re.compile(r"[?&;:,@](?P<name>[A-Za-z0-9_.\\-]{1,64})\s{0,8}=")
 _VALUE = re.compile(r"\s{0,8}(?P<secret>(?:\\.|[^&;:,\s\\]){1,4096})")
 #: ``"name": "value"`` in ``json:``, also where a quote or the colon was forgotten; QEMU takes single quotes as well.
-_MEMBER = re.compile(r"(?:[\"']|(?<=[{,\s]))(?P<name>[A-Za-z0-9_.-]{1,64})(?=[\"':\s])[\"']?")
+_MEMBER = re.compile(r"(?:[\"']|(?<=[{,]))(?P<name>[A-Za-z0-9_.-]{1,64})(?=[\"':\s])[\"']?")
 _ITEM = re.compile(
     r"\s{0,8}(?::?\s{0,8}\"(?P<secret>(?:\\.|[^\"\\]){1,4096})|:?\s{0,8}'(?P<single>(?:\\.|[^'\\]){1,4096})"
     r"|:\s{0,8}[\[{](?P<nested>[^\]}]{1,4096})|:\s{0,8}(?P<bare>[^\s\"',{}\[\]]{1,4096}))"
