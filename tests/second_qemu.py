@@ -19,10 +19,7 @@ _LIMIT_S = 900.0
 
 @pytest.fixture(scope="session", name="second_qemu")
 def _second_qemu() -> Path:
-    """The folder whose ``bin`` has the programs; the test is skipped where the packages cannot be had.
-
-    For use in a test module: ``from tests.second_qemu import _second_qemu``.
-    """
+    """The folder whose ``bin`` has the programs; the test is skipped where the packages cannot be had."""
     need("apt-get", "apt")
     need("dpkg-deb", "dpkg")
     environment = {name: os.environ[name] for name in os.environ if name in ("PATH", "HOME") or "proxy" in name.lower()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from hvext.core.access import Access
 from hvext.core.disk import Disk, parse_uuid
 from hvext.core.options import DiskOptions
+from hvext.core.secret import check_roles
 from hvext.core.uri.mask import masked
 from hvext.core.volume import Volume, derived_uuid
 from hvext.errors import InputError
@@ -68,9 +69,16 @@ def disk(arguments: argparse.Namespace) -> Disk:
             parameters=values,
         ),
         access=Access(arguments.access or Access.PREFER_USERSPACE),
-        secret_files=pairs(arguments.secret, "--secret", "ROLE=FILE"),
+        secret_files=secret_files(arguments),
         options=options(arguments),
     )
+
+
+def secret_files(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the files of ``--secret`` by role; raises InputError."""
+    files = pairs(arguments.secret, "--secret", "ROLE=FILE")
+    check_roles(files)
+    return files
 
 
 def parameters(arguments: argparse.Namespace) -> dict[str, str]:

@@ -5,23 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import cast
-from uuid import UUID
 
-from hvext.cli.arguments import disk, pairs, provider_host
+from hvext.cli.arguments import disk, provider_host, secret_files
 from hvext.cli.output import print_json, print_table, print_warnings, reporter, size_text
-from hvext.core.access import Candidate
 from hvext.core.disk import parse_uuid
-from hvext.core.secret import Secret, check_roles
-from hvext.core.uri import Location, parse_uri
-from hvext.errors import CapabilityError, DiskNotFound, InputError, RepointRefused
+from hvext.core.uri import parse_uri
+from hvext.errors import DiskNotFound, InputError
 from hvext.host.files import opened_as
-from hvext.host.private import read_secret_file
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S
 from hvext.operations import attachments
-from hvext.operations.repoint import Repointed
 from hvext.operations.unplug import Unplugged, UnplugState
 from hvext.operations.vm import Vm, open_vm
 
@@ -71,7 +66,9 @@ def repoint(arguments: argparse.Namespace) -> int:
     if _names_volume(arguments):
         wished = disk(arguments)
         uuid = wished.volume.uuid
+        secrets = attachments.given_secrets(wished)
     else:
+        secrets = attachments.secrets_in_files(secret_files(arguments))
         if target is None:
             raise InputError("--access needs PROVIDER and VOLUME, to ask the provider what it offers")
         uuid = parse_uuid(arguments.disk_uuid)
@@ -80,9 +77,10 @@ def repoint(arguments: argparse.Namespace) -> int:
         if target is None:
             if uuid not in vm.disks():
                 raise DiskNotFound(f"the guest has no disk {uuid}", hint="hvext disks lists those it has")
-            result = _first_possible(vm, uuid, attachments.offer(host, wished).choice.candidates)
+            offered = attachments.offer(host, wished).choice.candidates
+            result = vm.repoint_to_first(uuid, [candidate.location for candidate in offered])
         else:
-            result = vm.repoint(uuid, _location(target, arguments))
+            result = vm.repoint(uuid, parse_uri(target, look=opened_as).with_secrets(secrets))
     if arguments.json:
         print_json(result.to_json())
     elif result.changed:
@@ -90,24 +88,6 @@ def repoint(arguments: argparse.Namespace) -> int:
     else:
         print(f"{result.device}: unchanged, it is at {result.after} already")
     return 0
-
-
-def _location(text: str, arguments: argparse.Namespace) -> Location:
-    """Return the location of ``--to``, with the secrets of ``--secret``."""
-    secrets = pairs(arguments.secret, "--secret", "ROLE=FILE")
-    check_roles(secrets)
-    return parse_uri(text, look=opened_as).with_secrets(
-        {role: Secret(read_secret_file(path)) for role, path in secrets.items()}
-    )
-
-
-def _first_possible(vm: Vm, uuid: UUID, candidates: Sequence[Candidate]) -> Repointed:
-    """Move a disk to the first candidate that it can be moved to."""
-    *others, last = candidates
-    for candidate in others:
-        with contextlib.suppress(RepointRefused, CapabilityError):
-            return vm.repoint(uuid, candidate.location)
-    return vm.repoint(uuid, last.location)
 
 
 def resize(arguments: argparse.Namespace) -> int:

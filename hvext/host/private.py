@@ -88,9 +88,8 @@ def _write(folder: Path, file: PrivateFile, owner: int | None) -> None:
     if path.parent != folder:
         _make_folder(path.parent, owner)
     if file.link is not None:
-        new = Path(tempfile.mktemp(prefix=f"{path.relative_to(folder).parts[0]}.new-", dir=folder))  # noqa: S306 (a link cannot be made over anything)
-        new.symlink_to(file.link)
-        new.replace(path)
+        path.unlink(missing_ok=True)
+        path.symlink_to(file.link)
         return
     # With the name of what it will be: whatever interrupts this, `remove_private` finds it.
     descriptor, name = tempfile.mkstemp(prefix=f"{path.relative_to(folder).parts[0]}.new-", dir=folder)

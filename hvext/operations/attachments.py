@@ -6,7 +6,7 @@ migration and fencing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -55,7 +55,7 @@ def attach(
     InputError; OperationFailed when it could not be let go.
     """
     provider = host.find(disk.provider)
-    secrets = _secrets(disk)
+    secrets = given_secrets(disk)
     try:
         attachment = host.attach(provider, disk.volume, cancel=cancel, access=disk.access)
     except BaseException as error:
@@ -78,7 +78,7 @@ def offer(host: ProviderHost, disk: Disk, *, obstacle: Obstacle = nothing_in_the
     """
     provider = host.find(disk.provider)
     attachment = host.attach(provider, disk.volume, access=disk.access)
-    choice = choose_access(attachment, disk.access, look=opened_as, obstacle=obstacle, secrets=_secrets(disk))
+    choice = choose_access(attachment, disk.access, look=opened_as, obstacle=obstacle, secrets=given_secrets(disk))
     return Attached(disk=disk, provider=provider, attachment=attachment, choice=choice)
 
 
@@ -152,10 +152,17 @@ def attach_all(
     ) from failed[0][1]
 
 
-def _secrets(disk: Disk) -> dict[str, Secret]:
-    """Return the secrets that are given with a disk, by role; those in files come before provider parameters."""
-    files = {role: Secret(read_secret_file(path)) for role, path in disk.secret_files.items()}
-    return {**disk.secrets, **files}
+def given_secrets(disk: Disk) -> dict[str, Secret]:
+    """Return the secrets that are given with a disk, by role; those in files come before provider parameters.
+
+    Raises InputError for a file that cannot be read.
+    """
+    return {**disk.secrets, **secrets_in_files(disk.secret_files)}
+
+
+def secrets_in_files(files: Mapping[str, str]) -> dict[str, Secret]:
+    """Return the secrets in files, by role; raises InputError."""
+    return {role: Secret(read_secret_file(path)) for role, path in files.items()}
 
 
 def _undo(host: ProviderHost, disks: list[Disk], futures: list[Future[Attached]]) -> list[str]:

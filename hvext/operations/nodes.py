@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from typing import Any
 
 from hvext.core.running import RunningDisk
 from hvext.core.topology import typed_children
@@ -12,11 +13,14 @@ from hvext.core.uri.location import Needs
 from hvext.errors import CommandRefused, CommandTimeout, HvextError, MonitorError, QemuError
 from hvext.host.private import remove_private, write_private
 from hvext.host.qmp import Monitor
+from hvext.host.vhost import check_vhost_user
 from hvext.operations.steps import Step
 from hvext.operations.threads import in_thread
 
 #: How long a device that has left the object tree may still hold its node: QEMU frees it in an RCU callback, later.
 SETTLE_S = 3.0
+#: How long a vhost-user server may take to answer.
+ANSWER_S = 3.0
 _POLL_S = 0.02
 #: What QEMU says when there is nothing to remove.
 _IN_USE = ("in use", "is busy")
@@ -55,14 +59,16 @@ async def delete_chardev(monitor: Monitor, name: object) -> None:
             raise
 
 
-async def add_chardev(monitor: Monitor, chardev: dict[str, object]) -> None:
-    """Make a character device and wait until its server has answered.
+async def add_chardev(monitor: Monitor, chardev: Mapping[str, Any]) -> None:
+    """Make the character device of a disk behind vhost-user, once its server answers, and wait for its connection.
 
-    QEMU connects in the background, and a vhost-user device that is plugged over a connection that is not there stops
-    all of QEMU until it is. Raises QemuError.
+    QEMU connects in the background, and a device that is plugged over a connection that is not there, or to a server
+    that does not answer, stops all of QEMU until it does. Raises QemuError.
     """
+    path = chardev["backend"]["data"]["addr"]["data"]["path"]
+    await in_thread(lambda _cancel: check_vhost_user(path, timeout_s=ANSWER_S))
     await monitor.execute("chardev-add", chardev)
-    deadline = asyncio.get_running_loop().time() + SETTLE_S
+    deadline = asyncio.get_running_loop().time() + ANSWER_S
     while True:
         found = {item["label"]: item["filename"] for item in await monitor.execute("query-chardev")}
         shown = str(found.get(str(chardev["id"]), "disconnected:"))

@@ -14,19 +14,16 @@ from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.running import RunningDisk
 from hvext.core.topology import place_disk
 from hvext.core.uri import FileLocation, Opened, masked
-from hvext.core.uri.vhost_user import VhostUserLocation
 from hvext.errors import CommandRefused, CommandTimeout, HvextError, InputError, MonitorError, PlugError, QemuError
 from hvext.host.private import private_folder
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
-from hvext.host.vhost import check_vhost_user
 from hvext.operations import attachments
 from hvext.operations.attachments import Attached, Obstacle
 from hvext.operations.capabilities import query_capabilities
 from hvext.operations.inspect import iothreads, memory_is_shared, running_disk, topology
 from hvext.operations.nodes import (
-    SETTLE_S,
     add_chardev,
     add_needs,
     add_node,
@@ -237,8 +234,9 @@ class _Plug:
                 # It may have been opened: not the time to open another.
                 raise
             except HvextError as error:
-                await self._close()
                 words = error.description if isinstance(error, CommandRefused) else error.message
+                if _about_storage(words):
+                    await self._close()
                 self._passed_over.append(f"{candidate.text}: {masked(' '.join(words.split()))}")
                 if candidate is last or not _about_storage(words):
                     raise QemuError(
@@ -251,9 +249,6 @@ class _Plug:
     async def _make(self, plan: DiskPlan) -> None:
         """Make the protocol node with all that it needs, or the character device of vhost-user."""
         await add_needs(self._monitor, plan.needs)
-        if isinstance(plan.location, VhostUserLocation):
-            path = plan.location.path
-            await in_thread(lambda _cancel: check_vhost_user(path, timeout_s=SETTLE_S))
         for chardev in plan.chardevs:
             await add_chardev(self._monitor, chardev)
         if plan.nodes:
@@ -289,8 +284,12 @@ class _Plug:
 
 
 def _about_storage(description: str) -> bool:
-    """Whether another candidate could do better; a name that exists already is not about the storage."""
-    return "Duplicate node" not in description and "node-name" not in description
+    """Whether another candidate could do better.
+
+    A name that exists already is not about the storage: somebody else plugs the disk at the same moment, and what has
+    that name is theirs.
+    """
+    return not any(words in description for words in ("Duplicate node", "node-name", "duplicate property"))
 
 
 def _object_step(monitor: Monitor, item: dict[str, object]) -> Step:

@@ -14,6 +14,8 @@ Source: qemu-qmp-ref(7), blockdev-reopen.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hvext.core.causes import hint_for
@@ -22,7 +24,7 @@ from hvext.core.node import protocol_node_of, raw_node_of
 from hvext.core.running import Node, RunningDisk
 from hvext.core.uri import Location, masked
 from hvext.core.uri.location import Companions
-from hvext.errors import CommandRefused, DiskNotFound, QemuError, RepointRefused
+from hvext.errors import CapabilityError, CommandRefused, DiskNotFound, QemuError, RepointRefused
 from hvext.host.private import private_folder
 from hvext.host.qmp import Monitor
 from hvext.operations.capabilities import query_capabilities
@@ -90,6 +92,20 @@ async def repoint(monitor: Monitor, names: DiskNames, location: Location, *, rep
         after=target if changed else before,
         size_bytes=disk.root.size_bytes,
     )
+
+
+async def repoint_to_first(
+    monitor: Monitor, names: DiskNames, locations: Sequence[Location], *, report: Report = silent
+) -> Repointed:
+    """Move a disk to the first of ``locations`` that it can be moved to; what ``repoint`` refuses is passed over.
+
+    Raises what ``repoint`` raises for the last one.
+    """
+    *others, last = locations
+    for location in others:
+        with contextlib.suppress(RepointRefused, CapabilityError):
+            return await repoint(monitor, names, location, report=report)
+    return await repoint(monitor, names, last, report=report)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

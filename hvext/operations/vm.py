@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid as uuid_module
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from hvext.core.disk import Disk
@@ -78,6 +78,11 @@ class AsyncVm:
         async with self._lock:
             return await repointing.repoint(self._monitor, DiskNames(uuid), location, report=self._report)
 
+    async def repoint_to_first(self, uuid: uuid_module.UUID, locations: Sequence[Location]) -> Repointed:
+        """Move a disk to the first of several accesses to the same volume that it can be moved to."""
+        async with self._lock:
+            return await repointing.repoint_to_first(self._monitor, DiskNames(uuid), locations, report=self._report)
+
     async def resize(self, disk: Disk, new_size_mib: int, *, old_size_mib: int | None = None) -> Resized:
         """Grow a disk and its volume; the guest sees the new size afterwards."""
         async with self._lock:
@@ -133,6 +138,10 @@ class Vm:
     def repoint(self, uuid: uuid_module.UUID, target: Location | str) -> Repointed:
         """See ``AsyncVm.repoint``."""
         return self._run(self._vm.repoint(uuid, target))
+
+    def repoint_to_first(self, uuid: uuid_module.UUID, locations: Sequence[Location]) -> Repointed:
+        """See ``AsyncVm.repoint_to_first``."""
+        return self._run(self._vm.repoint_to_first(uuid, locations))
 
     def resize(self, disk: Disk, new_size_mib: int, *, old_size_mib: int | None = None) -> Resized:
         """See ``AsyncVm.resize``."""

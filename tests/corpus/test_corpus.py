@@ -22,9 +22,6 @@ from tests.corpus.page import PAGE, section, written
 from tests.corpus.recorder import Call, Record, Recorder, build_shim, recorder
 from tests.corpus.uris import CORPUS, Kind, Row
 from tests.host.oracle import absent
-from tests.second_qemu import _second_qemu
-
-__all__ = ["_second_qemu"]
 
 #: Rows whose options leave no trace in the calls, or are the default: they look like another row's.
 _INVISIBLE = (

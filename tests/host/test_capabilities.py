@@ -24,7 +24,6 @@ from hvext.operations.capabilities import binary_capabilities, running_capabilit
 from tests.conftest import need
 from tests.golden.disks import DISKS
 from tests.host.oracle import Qmp, Refused
-from tests.second_qemu import _second_qemu  # noqa: F401  (the fixture second_qemu)
 
 ROOT = Path(__file__).parents[2]
 Counted = tuple[Path, Callable[[], int]]

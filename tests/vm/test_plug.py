@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hvext.core.disk import Disk
+from hvext.core.identity import ProtocolName
 from hvext.errors import OperationFailed, PlugError
 from hvext.host.guest import Writer
 from hvext.host.machine import start_storage_daemon
@@ -141,6 +143,31 @@ def test_somebody_elses_node_of_the_same_name_is_left_alone(
     ):
         vm.plug(disk)
     assert state_of(vm_machine, storage.folder) == before
+
+
+def test_a_node_that_somebody_else_made_meanwhile_is_left_alone(machine: MachineFactory, tmp_path: Path) -> None:
+    vm_machine = machine(start_paused=True)
+    (tmp_path / "image").write_bytes(bytes(1 << 20))
+    values: dict[str, object] = {"provider": "racing", "volume": "vol"}
+    disk = Disk.from_mapping(values)
+    node = disk.names.protocol(ProtocolName())
+    add = {"execute": "blockdev-add", "arguments": {"driver": "null-co", "node-name": node}}
+    attach = f"""#!{sys.executable}
+import socket
+with socket.socket(socket.AF_UNIX) as monitor:
+    monitor.connect({str(vm_machine.debug_qmp_path)!r})
+    lines = monitor.makefile("rw")
+    for line in ('{{"execute": "qmp_capabilities"}}', {json.dumps(add)!r}):
+        lines.readline()
+        print(line, file=lines, flush=True)
+    lines.readline()
+print({f"{chr(10)}kvm:file:{tmp_path}/image"!r})
+"""
+    write_provider(tmp_path / "providers", "racing", {"attach": attach})
+    host = ProviderHost(search_path=[str(tmp_path / "providers")])
+    with open_vm(str(vm_machine.qmp_path), host=host) as vm, pytest.raises(OperationFailed, match="Duplicate node"):
+        vm.plug(disk)
+    assert state_of(vm_machine).nodes == {node}
 
 
 def test_a_foreign_device_with_the_disks_id_is_not_taken_for_it(

@@ -9,8 +9,10 @@ import os
 import shlex
 import stat
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +121,37 @@ def test_a_disk_moves_between_its_block_path_and_a_uri_with_a_password(
     finally:
         subprocess.run(["losetup", "-d", loop], check=True)
     assert private_files() == []
+
+
+@pytest.mark.parametrize("option", ["--secret", "--parameter-file"])
+def test_the_command_line_moves_a_disk_with_a_password_from_a_file(
+    machine: MachineFactory, iscsi: IscsiTarget, tmp_path: Path, option: str
+) -> None:
+    without = iscsi.uri_with_password("vol").replace(f"%{iscsi.password}", "")
+    # What cannot be moved to comes first.
+    lines = f"\nkvm:vhost-user:/nonexistent/socket\nkvm:{without}\n"
+    host, disk = offered(tmp_path, f"printf %s {shlex.quote(lines)}")
+    password = tmp_path / SECRET_FOLDER / "password"
+    password.write_text(iscsi.password + "\n")
+    started = machine(start_paused=True)
+    path = f"file:{iscsi.path('vol')}"
+    more = [option, f"password={password}", "--search-path", str(tmp_path / SECRET_FOLDER), "--log-dir", "none"]
+
+    def hvext(*words: str) -> str:
+        argv = [sys.executable, "-m", "hvext", "repoint", "--qmp", str(started.qmp_path), disk.provider, "vol"]
+        done = subprocess.run([*argv, *words, *more], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert not secrets_in((done.stdout + done.stderr).encode(), [iscsi.password])
+        return done.stdout
+
+    with open_vm(str(started.qmp_path), host=host) as vm:
+        vm.plug(replace(disk, secret_files={"password": str(password)}))
+        vm.repoint(disk.volume.uuid, path)
+    assert "moved from" in hvext("--to", without)
+    with open_vm(str(started.qmp_path), host=host) as vm:
+        vm.repoint(disk.volume.uuid, path)
+    assert "moved from" in hvext("--access", "userspace")
+    started.stop()
 
 
 def test_a_disk_behind_tls_grows(machine: MachineFactory, tmp_path: Path) -> None:
