@@ -122,9 +122,10 @@ def binary_capabilities(qemu: str = DEFAULT_QEMU) -> Capabilities:
     try:
         capabilities, files = _asked(str(Path(found).absolute()))
     except (ProgramError, MonitorError) as error:
-        last = error.message.strip().splitlines()[-1]
+        # The report names logs, which are gone by now.
+        *_, last = (line for line in error.message.splitlines() if line.strip() and not line.startswith("--- "))
         raise ProgramError(
-            f"{found} does not say what it can do: {last}", hint=error.hint or "is it a QEMU system emulator?"
+            f"{found} does not say what it can do: {last.strip()}", hint=error.hint or "is it a QEMU system emulator?"
         ) from error
     folders = _module_folders(files)
     # Where no folder is known, nobody would notice that the missing modules were installed.

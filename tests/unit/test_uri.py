@@ -187,7 +187,7 @@ INVALID: dict[str, str] = {
     "rbd:p/": "POOL[/NAMESPACE]/IMAGE",
     "rbd:p//i": "POOL[/NAMESPACE]/IMAGE",
     "rbd:a/b/c/d": "POOL[/NAMESPACE]/IMAGE",
-    "rbd://pool/image": "POOL[/NAMESPACE]/IMAGE",
+    "rbd://pool/image": "POOL[/NAMESPACE]/IMAGE[@SNAPSHOT] (write rbd:POOL/IMAGE, without //)",
     "rbd:p/i@": "POOL[/NAMESPACE]/IMAGE",
     "rbd:p/i@s@t": "POOL[/NAMESPACE]/IMAGE",
     "rbd:p/i:id": "option 'id' has no value",

@@ -37,7 +37,8 @@ def split_rbd(rest: str) -> RbdText:
     names = [plain(part) for part in split(path, "/")]
     if len(names) not in (2, 3) or len(snapshots) > 1 or not all((*names, *snapshots)):
         raise LocationError(
-            f"rbd:{quoted(spec)} is not POOL[/NAMESPACE]/IMAGE[@SNAPSHOT]", hint="write \\ before / @ : in names"
+            f"rbd:{quoted(spec)} is not POOL[/NAMESPACE]/IMAGE[@SNAPSHOT]",
+            hint="write rbd:POOL/IMAGE, without //" if spec.startswith("//") else "write \\ before / @ : in names",
         )
     return RbdText(
         pool=names[0],
