@@ -14,6 +14,7 @@ The tree::
     │   ├── ScriptTimeout          the time limit passed; the process group was ended
     │   └── AnswerError            what attach printed is neither a block device nor a URI
     ├── AccessError                the wished access is not among what the provider offers
+    ├── JournalError               the journal of a VM cannot be read or written, or another process holds it
     ├── ProgramError               a program of the host (not a provider script) failed
     ├── QemuError
     │   ├── CapabilityError        this QEMU cannot do what is asked: nothing was sent
@@ -23,6 +24,7 @@ The tree::
     ├── PlugError                  the guest has no place for the disk, or it is in the way of another
     ├── DiskNotFound               the running guest has no such disk
     ├── RepointRefused             moving this disk would lose data or cannot work
+    ├── MigrationRefused           migrating this guest would lose data or cannot work
     └── OperationFailed            a step failed; says which, why, and what was undone
 """
 
@@ -110,6 +112,10 @@ class AccessError(HvextError):
     """The wished access (userspace or kernelspace) is not among what the provider offers."""
 
 
+class JournalError(HvextError):
+    """The journal of a VM cannot be read, written or locked: nothing was done."""
+
+
 class ProgramError(HvextError):
     """A program of the host that hvext started (QEMU, losetup, …) failed; carries its last words."""
 
@@ -154,6 +160,10 @@ class DiskNotFound(HvextError):
 
 class RepointRefused(HvextError):
     """Moving this disk to that location would lose data or cannot work; nothing was changed."""
+
+
+class MigrationRefused(HvextError):
+    """Migrating this guest to that target would lose data or cannot work; nothing was sent."""
 
 
 class OperationFailed(HvextError):

@@ -36,6 +36,19 @@ def _private_folder() -> Iterator[None]:
     assert not left, f"private files are left: {left}"
 
 
+@pytest.fixture(autouse=True)
+def _state_folder() -> Iterator[Path]:
+    """A journal of its own for every test: the VMs of all tests have the same names."""
+    with tempfile.TemporaryDirectory(prefix="hvext-") as folder:
+        before = os.environ.get("HVEXT_STATE_DIR")
+        os.environ["HVEXT_STATE_DIR"] = folder
+        yield Path(folder)
+        if before is None:
+            del os.environ["HVEXT_STATE_DIR"]
+        else:
+            os.environ["HVEXT_STATE_DIR"] = before
+
+
 def need(program_or_path: str, package: str) -> str:
     """Return where the program (a name) or file (with a slash) is; skip the test where it is missing.
 

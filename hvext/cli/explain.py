@@ -19,7 +19,7 @@ from hvext.core.device import SHARED_CONTROLLER
 from hvext.core.disk import parse_uuid
 from hvext.core.domain_xml import disk_xml
 from hvext.core.identity import DiskNames
-from hvext.core.options import DeviceModel, Placement
+from hvext.core.options import DeviceModel, DiskOptions, Placement
 from hvext.core.plan import options_obstacle, plan_disk
 from hvext.core.uri import Location, masked
 from hvext.core.volume import derived_uuid
@@ -61,7 +61,7 @@ def explain(arguments: argparse.Namespace) -> int:
         choice = choose_access(attachment, access, look=look, obstacle=_obstacle(DiskNames(uuid), arguments))
         result["chosen"] = choice.to_json()
         location = choice.chosen.location
-        result |= _renderings(DiskNames(uuid), location, arguments)
+        result |= _renderings(DiskNames(uuid), location, choice.options_at(location, options(arguments)))
     if arguments.json:
         print_json(result)
     else:
@@ -111,8 +111,7 @@ def _for_other_hypervisor(attachment: Attachment, access: Access, hypervisor: st
     raise AccessError(f"the provider offers nothing for {hypervisor} with access={access}")
 
 
-def _renderings(names: DiskNames, location: Location, arguments: argparse.Namespace) -> dict[str, object]:
-    wished = options(arguments)
+def _renderings(names: DiskNames, location: Location, wished: DiskOptions) -> dict[str, object]:
     controller = None
     if wished.device is DeviceModel.SCSI_HD and wished.placement.bus is None:
         # As at instance start: the first SCSI disk brings its controller.

@@ -8,6 +8,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from hvext.core.answer import Attachment
+from hvext.core.options import DiskOptions
 from hvext.core.secret import Secret
 from hvext.core.text import quoted
 from hvext.core.uri import Location, parse_uri, shown
@@ -61,6 +62,14 @@ class Choice:
     def chosen(self) -> Candidate:
         """The first candidate."""
         return self.candidates[0]
+
+    def options_at(self, location: Location, options: DiskOptions) -> DiskOptions:
+        """Return the options of a disk at one of the candidates: with others, an I/O error stops the guest.
+
+        Behind vhost-user QEMU cannot see to that, and cannot move the disk either.
+        """
+        places = [candidate for candidate in self.candidates if candidate.location.block_node]
+        return options.stopping() if location.block_node and len(places) > 1 else options
 
     def to_json(self) -> dict[str, str]:
         """Return the chosen access with its reason."""

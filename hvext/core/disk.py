@@ -82,6 +82,19 @@ class Disk:
             options=DiskOptions.from_mapping(rest),
         )
 
+    def to_mapping(self) -> dict[str, object]:
+        """Return the disk as ``from_mapping`` takes it and JSON can hold it, with the values of its parameters."""
+        volume = self.volume
+        values: dict[str, object] = {"provider": self.provider, "volume": volume.name, "uuid": str(volume.uuid)}
+        if volume.cname is not None:
+            values["cname"] = volume.cname
+        if self.access is not Access.PREFER_USERSPACE:
+            values["access"] = str(self.access)
+        if volume.parameters:
+            values["parameters"] = dict(volume.parameters)
+        values |= {f"secret.{role}": path for role, path in self.secret_files.items()}
+        return values | self.options.to_mapping()
+
 
 def parse_uuid(text: str) -> uuid_module.UUID:
     """Return the uuid that ``text`` writes; raises InputError."""

@@ -263,6 +263,27 @@ class DiskOptions:
                 )
         return cls(**plain, throttle=Throttle(**throttle), placement=Placement(**placement))
 
+    def to_mapping(self) -> dict[str, object]:
+        """Return the options that are not the default, as ``from_mapping`` takes them and JSON can hold them."""
+        flat: dict[str, object] = {}
+        for part, default in (
+            (self, DiskOptions()),
+            (self.throttle, Throttle()),
+            (self.placement, Placement()),
+        ):
+            for each in dataclasses.fields(part):
+                value = getattr(part, each.name)
+                if value != getattr(default, each.name) and not dataclasses.is_dataclass(value):
+                    flat[each.name] = str(value) if isinstance(value, StrEnum) else value
+        return flat
+
+    def stopping(self) -> DiskOptions:
+        """Return the options with the error policy ``stop``, where none was chosen.
+
+        For a disk that has another place to go to: the guest waits until it is there, and no write is lost.
+        """
+        return dataclasses.replace(self, werror=self.werror or ErrorPolicy.STOP, rerror=self.rerror or ErrorPolicy.STOP)
+
 
 def option_names() -> tuple[str, ...]:
     """The names of all disk options, as ``from_mapping`` takes them."""

@@ -134,12 +134,14 @@ def run(
     keep_bytes: int = 1 << 18,
     on_output: Callable[[str, bytes], None] | None = None,
     cancel: Cancel | None = None,
+    on_start: Callable[[int], None] | None = None,
 ) -> Finished:
     """Run a program to its end and return how it ended.
 
-    ``env`` is the whole environment. ``on_output`` is called with ``"stdout"`` or ``"stderr"`` and each piece as it
-    comes. Whatever goes wrong here (time limit, ``cancel``, KeyboardInterrupt, an error in ``on_output``) ends the
-    program's whole process group first.
+    ``env`` is the whole environment. ``on_start`` is called with the number of its process (and process group) once it
+    runs, ``on_output`` with ``"stdout"`` or ``"stderr"`` and each piece as it comes. Whatever goes wrong here (time
+    limit, ``cancel``, KeyboardInterrupt, an error in one of these functions) ends the program's whole process group
+    first.
 
     Raises ProgramError when the program cannot be started at all.
     """
@@ -167,6 +169,8 @@ def run(
     try:
         with child:
             try:
+                if on_start is not None:
+                    on_start(child.pid)
                 ended = _pump(child, take, started + timeout_s, cancel)
                 cancelled = not ended and cancel is not None and cancel.is_set
                 timed_out = not ended and not cancelled

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,8 +71,8 @@ class ProviderHost:
     """Where providers are looked for, and how their scripts are run.
 
     ``timeouts_s`` overrides ``timeout_s`` for single actions (keys are actions' names). ``log_directory`` None keeps
-    no logs. ``environment`` is added to what the interface defines, for scripts that need, say, a proxy. Frozen, and
-    safe to use from several threads.
+    no logs. ``environment`` is added to what the interface defines, for scripts that need, say, a proxy. ``on_start``
+    is called with the process number of every script that was started. Frozen, and safe to use from several threads.
     """
 
     search_path: Sequence[str] = DEFAULT_SEARCH_PATH
@@ -80,6 +80,7 @@ class ProviderHost:
     timeouts_s: Mapping[str, float] = field(default_factory=dict)
     log_directory: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    on_start: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.search_path, str):
@@ -183,6 +184,7 @@ class ProviderHost:
                     keep_bytes=MAX_BYTES + 1,
                     on_output=log.output,
                     cancel=cancel,
+                    on_start=self.on_start,
                 )
             except HvextError as error:
                 raise _start_error(provider, error) from error

@@ -51,6 +51,17 @@ async def has_device(monitor: Monitor, device: str) -> bool:
     return device in typed_children(await _listing(monitor, _PERIPHERAL))
 
 
+async def has_node(monitor: Monitor, name: object) -> bool:
+    """Return whether there is a block node with this name."""
+    nodes = await monitor.execute("query-named-block-nodes", {"flat": True})
+    return any(node["node-name"] == name for node in nodes)
+
+
+async def has_object(monitor: Monitor, name: object) -> bool:
+    """Return whether there is an object with this id."""
+    return name in typed_children(await _listing(monitor, "/objects"))
+
+
 async def _socket_path(monitor: Monitor, chardev: str) -> str:
     """Return the path of the socket that a character device connects to (query-chardev shows this end's)."""
     try:

@@ -9,11 +9,11 @@ from hvext.core.access import Candidate
 from hvext.core.capability import Capabilities
 from hvext.core.causes import hint_for
 from hvext.core.disk import Disk
-from hvext.core.options import DeviceModel
+from hvext.core.options import DeviceModel, DiskOptions
 from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.running import RunningDisk
 from hvext.core.topology import place_disk
-from hvext.core.uri import FileLocation, Opened, masked
+from hvext.core.uri import FileLocation, Location, Opened, masked
 from hvext.errors import CommandRefused, CommandTimeout, HvextError, InputError, MonitorError, PlugError, QemuError
 from hvext.host.private import private_folder
 from hvext.host.process import Cancel
@@ -22,7 +22,15 @@ from hvext.host.qmp import Monitor
 from hvext.operations import attachments
 from hvext.operations.attachments import Attached, Obstacle
 from hvext.operations.capabilities import query_capabilities
-from hvext.operations.inspect import iothreads, memory_is_shared, running_disk, topology
+from hvext.operations.inspect import (
+    has_device,
+    has_node,
+    has_object,
+    iothreads,
+    memory_is_shared,
+    running_disk,
+    topology,
+)
 from hvext.operations.nodes import (
     add_chardev,
     add_needs,
@@ -69,11 +77,19 @@ class Plugged:
 
 
 async def plug(
-    monitor: Monitor, host: ProviderHost, disk: Disk, *, exclusive: bool = True, report: Report = silent
+    monitor: Monitor,
+    host: ProviderHost,
+    disk: Disk,
+    *,
+    exclusive: bool = True,
+    shared: bool = False,
+    report: Report = silent,
 ) -> Plugged:
     """Attach a disk's volume and plug it into the guest.
 
-    ``exclusive`` is what the volume is opened with: False on the target of a migration.
+    ``exclusive`` is what the volume is opened with: False on the target of a migration. A volume that is ``shared``
+    with other guests of this host stays attached whatever happens. A disk with a second candidate gets the error
+    policy ``stop``, unless its options say otherwise.
 
     The candidates of the access choice are tried in order; the result's reason says why an earlier one was passed
     over. Whatever fails, everything is as before afterwards. Repeating it for a disk that is plugged changes nothing
@@ -87,7 +103,7 @@ async def plug(
     await _placed(monitor, disk)
     capabilities = await query_capabilities(monitor)
     obstacle = openable(capabilities, disk.names, disk.options, shared_memory=await memory_is_shared(monitor))
-    work = _Plug(monitor, host, disk, running, capabilities, obstacle, exclusive=exclusive)
+    work = _Plug(monitor, host, disk, running, capabilities, obstacle, exclusive=exclusive, shared=shared)
     await carry_out(f"plug {disk.provider}/{disk.volume.name}", work.steps(), report=report)
     return work.result()
 
@@ -146,6 +162,7 @@ class _Plug:
         obstacle: Obstacle,
         *,
         exclusive: bool,
+        shared: bool,
     ) -> None:
         self._monitor = monitor
         self._host = host
@@ -154,6 +171,7 @@ class _Plug:
         self._capabilities = capabilities
         self._obstacle = obstacle
         self._exclusive = exclusive
+        self._shared = shared
         self._attached: Attached | None = None
         self._candidate: Candidate | None = None
         self._plan: DiskPlan | None = None
@@ -170,7 +188,7 @@ class _Plug:
             Step(
                 name=f"attach {disk.provider}/{disk.volume.name}",
                 do=self._attach,
-                undo=self._detach,
+                undo=None if self._shared else self._detach,
                 carries_later=True,
             ),
             *(_object_step(monitor, item) for item in shape.objects),
@@ -180,6 +198,7 @@ class _Plug:
                 name=f"plug device {names.device}",
                 do=self._plug_device,
                 undo=lambda: remove_device(monitor, names.device),
+                happened=lambda: has_device(monitor, names.device),
             ),
         ]
 
@@ -191,7 +210,12 @@ class _Plug:
             if self._opened.nodes:
                 await add_node(self._monitor, self._opened.nodes[index])
 
-        return Step(name=f"make {node['driver']} node {name}", do=add, undo=lambda: delete_node(self._monitor, name))
+        return Step(
+            name=f"make {node['driver']} node {name}",
+            do=add,
+            undo=lambda: delete_node(self._monitor, name),
+            happened=lambda: has_node(self._monitor, name),
+        )
 
     @property
     def _opened(self) -> DiskPlan:
@@ -199,10 +223,15 @@ class _Plug:
         assert self._plan is not None  # noqa: S101
         return self._plan
 
+    def _plan_at(self, location: Location, options: DiskOptions) -> DiskPlan:
+        assert self._attached is not None  # noqa: S101
+        options = self._attached.choice.options_at(location, options)
+        return plan_disk(self._disk.names, location, options, folder=private_folder())
+
     async def _plug_device(self) -> None:
         """Look for the place again: attaching took its time, and others may have plugged meanwhile."""
         placed = await _placed(self._monitor, self._disk)
-        plan = plan_disk(placed.names, self._opened.location, placed.options)
+        plan = self._plan_at(self._opened.location, placed.options)
         self._capabilities.check_device(plan.device)
         await self._monitor.execute("device_add", plan.device)
 
@@ -225,7 +254,7 @@ class _Plug:
         assert self._attached is not None  # noqa: S101
         *others, last = self._attached.choice.candidates
         for candidate in (*others, last):
-            plan = plan_disk(self._disk.names, candidate.location, self._disk.options, folder=private_folder())
+            plan = self._plan_at(candidate.location, self._disk.options)
             self._plan, self._candidate = plan, candidate
             try:
                 check_plan(self._capabilities, plan)
@@ -297,4 +326,5 @@ def _object_step(monitor: Monitor, item: dict[str, object]) -> Step:
         name=f"make object {item['id']}",
         do=lambda: monitor.execute("object-add", item),
         undo=lambda: delete_object(monitor, item["id"]),
+        happened=lambda: has_object(monitor, item["id"]),
     )

@@ -154,7 +154,7 @@ def _prepared(attached: Sequence[Attached], sharing: Sequence[Disk]) -> Iterator
         plan = plan_disk(
             disk.names,
             location,
-            disk.options,
+            item.choice.options_at(location, disk.options),
             controller=SHARED_CONTROLLER if first else None,
             folder=private_folder(),
         )

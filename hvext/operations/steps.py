@@ -19,12 +19,14 @@ class Step:
     """One step: ``name`` says in words what ``do`` does; ``undo`` takes it back (None: there is nothing to undo).
 
     ``carries_later`` says that later steps stand on this one: it is undone only when all of them could be.
+    ``happened`` asks QEMU whether the step was done, for when its answer did not come in time.
     """
 
     name: str
     do: Callable[[], Awaitable[object]]
     undo: Callable[[], Awaitable[object]] | None = None
     carries_later: bool = False
+    happened: Callable[[], Awaitable[bool]] | None = None
 
 
 #: Called with a step's name when it begins.
@@ -45,14 +47,14 @@ async def carry_out(operation: str, steps: Sequence[Step], *, report: Report = s
     for step in steps:
         try:
             report(step.name)
-            await step.do()
+            await _do(step)
         except asyncio.CancelledError as reason:
             undone, left = await _undo_all([*done, step])
             if left:
                 raise _failure(operation, step, HvextError("interrupted"), undone, left) from reason
             raise
         except HvextError as error:
-            undone, left = await _undo_all([*done, step] if _uncertain(error) else done)
+            undone, left = await _undo_all([*done, step] if may_have_done(error) else done)
             raise _failure(operation, step, error, undone, left) from error
         except BaseException:
             await _undo_all([*done, step])
@@ -60,8 +62,17 @@ async def carry_out(operation: str, steps: Sequence[Step], *, report: Report = s
         done.append(step)
 
 
-def _uncertain(error: HvextError) -> bool:
-    """Whether the step that raised this may have done something."""
+async def _do(step: Step) -> None:
+    """Do a step; one whose answer did not come in time is done when QEMU says so, once it answers again."""
+    try:
+        await step.do()
+    except CommandTimeout:
+        if step.happened is None or not await step.happened():
+            raise
+
+
+def may_have_done(error: BaseException) -> bool:
+    """Return whether the step that raised this may have done something."""
     killed = isinstance(error, ScriptFailed) and error.status < 0
     return killed or isinstance(error, CommandTimeout | MonitorError | ScriptTimeout)
 

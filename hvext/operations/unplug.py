@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -19,7 +19,7 @@ from hvext.core.identity import DiskNames
 from hvext.errors import CommandRefused, CommandTimeout, HvextError, PlugError
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
-from hvext.host.qmp import Events, Monitor
+from hvext.host.qmp import Monitor
 from hvext.operations import attachments
 from hvext.operations.inspect import has_device, running_disk
 from hvext.operations.nodes import remove_remains
@@ -30,6 +30,8 @@ from hvext.operations.threads import in_thread
 DEFAULT_TIMEOUT_S = 15.0
 #: How often the guest is looked at beside waiting for the event: a reset or a paused guest may send none.
 _LOOK_S = 1.0
+#: A request to a guest that still boots can get lost (ACPI). This long until the next, then twice as long each time.
+_ASK_AGAIN_S = 1.0
 #: What QEMU says to a second device_del while the first is under way.
 _UNDER_WAY = ("already in the process of unplug", "being removed", "unplug pending", "is busy")
 
@@ -88,8 +90,7 @@ async def unplug(
             hint="libvirt made it: use virsh detach-device" if libvirt else "whoever plugged it has to unplug it",
         )
     if running.device is not None:
-        report(f"ask the guest to let {device} go")
-        state = await _let_go(monitor, device, timeout_s)
+        state = await _requested(monitor, device, timeout_s, report)
     if state in (UnplugState.PENDING, UnplugState.REJECTED):
         return Unplugged(state=state, device=device)
     # Nodes made by -drive went with the device: look again.
@@ -113,15 +114,21 @@ async def unplug_and_detach(
     disk: Disk,
     *,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    attached: bool = False,
+    shared: bool = False,
     report: Report = silent,
 ) -> Unplugged:
     """Unplug a disk and, once QEMU has let go of all of it, detach its volume.
 
-    A disk that this guest does not have is ABSENT, and its volume is left alone: another guest may be using it. Raises
-    OperationFailed, QemuError, ProviderError, and PlugError for a device that is not hvext's.
+    A disk that this guest does not have is ABSENT, and its volume is left alone, as another guest may be using it;
+    unless it is known to be ``attached`` for this guest (an unplug was interrupted). A volume that is ``shared`` with
+    other guests of this host stays attached. Raises OperationFailed, QemuError, ProviderError, and PlugError for a
+    device that is not hvext's.
     """
     result = await unplug(monitor, disk.names, timeout_s=timeout_s, report=report)
-    if result.state is not UnplugState.UNPLUGGED:
+    if result.state is UnplugState.ABSENT and attached:
+        result = replace(result, state=UnplugState.UNPLUGGED)
+    if result.state is not UnplugState.UNPLUGGED or shared:
         return result
 
     def work(cancel: Cancel) -> None:
@@ -129,7 +136,19 @@ async def unplug_and_detach(
 
     step = Step(name=f"detach {disk.provider}/{disk.volume.name}", do=lambda: in_thread(work))
     await carry_out(f"unplug {result.device}", [step], report=report)
-    return Unplugged(state=result.state, device=result.device, removed=result.removed, detached=True)
+    return replace(result, detached=True)
+
+
+async def _requested(monitor: Monitor, device: str, timeout_s: float, report: Report) -> UnplugState:
+    """Have the guest let a device go, as a step of its own."""
+    state = UnplugState.PENDING
+
+    async def ask() -> None:
+        nonlocal state
+        state = await _let_go(monitor, device, timeout_s)
+
+    await carry_out(f"unplug {device}", [Step(name=f"ask the guest to let {device} go", do=ask)], report=report)
+    return state
 
 
 async def remove_device(monitor: Monitor, device: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -145,35 +164,44 @@ async def remove_device(monitor: Monitor, device: str, *, timeout_s: float = DEF
 
 
 async def _let_go(monitor: Monitor, device: str, timeout_s: float) -> UnplugState:
-    """Ask the guest to let a device go and wait."""
+    """Ask the guest to let a device go and wait; ask again, ever more seldom, as a guest that boots hears nothing."""
 
     def about_device(message: Mapping[str, Any]) -> bool:
         # virtio-blk sends a first DEVICE_DELETED for its inner device, without an id.
         return bool(message["data"].get("device") == device)
 
-    with monitor.events("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", matching=about_device) as events:
-        try:
-            await monitor.execute("device_del", {"id": device})
-        except CommandRefused as error:
-            if error.error_class == "DeviceNotFound":
-                return UnplugState.UNPLUGGED
-            if not any(words in error.description for words in _UNDER_WAY):
-                raise
-        return await _wait(monitor, events, device, timeout_s)
-
-
-async def _wait(monitor: Monitor, events: Events, device: str, timeout_s: float) -> UnplugState:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    while True:
-        event = await events.get(max(0.0, min(_LOOK_S, deadline - loop.time())))
-        if event is not None:
-            rejected = event["event"] == "DEVICE_UNPLUG_GUEST_ERROR"
-            return UnplugState.REJECTED if rejected else UnplugState.UNPLUGGED
-        try:
-            if not await has_device(monitor, device):
-                return UnplugState.UNPLUGGED
-        except CommandTimeout:
-            return UnplugState.PENDING
-        if loop.time() >= deadline:
-            return UnplugState.PENDING
+    ask_at, pause_s = loop.time(), _ASK_AGAIN_S
+    with monitor.events("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", matching=about_device) as events:
+        while True:
+            if loop.time() >= ask_at:
+                if not await _ask(monitor, device):
+                    return UnplugState.UNPLUGGED
+                ask_at, pause_s = loop.time() + pause_s, pause_s * 2
+            event = await events.get(max(0.0, min(_LOOK_S, deadline - loop.time(), ask_at - loop.time())))
+            if event is not None:
+                rejected = event["event"] == "DEVICE_UNPLUG_GUEST_ERROR"
+                return UnplugState.REJECTED if rejected else UnplugState.UNPLUGGED
+            try:
+                if not await has_device(monitor, device):
+                    return UnplugState.UNPLUGGED
+            except CommandTimeout:
+                return UnplugState.PENDING
+            if loop.time() >= deadline:
+                return UnplugState.PENDING
+
+
+async def _ask(monitor: Monitor, device: str) -> bool:
+    """Send one request to let a device go; False when it is gone already."""
+    try:
+        await monitor.execute("device_del", {"id": device})
+    except CommandRefused as error:
+        if error.error_class == "DeviceNotFound":
+            return False
+        if not any(words in error.description for words in _UNDER_WAY):
+            raise
+    except CommandTimeout:
+        # It may have been sent on: whether the device goes, QEMU will tell.
+        pass
+    return True

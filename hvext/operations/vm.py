@@ -5,42 +5,64 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid as uuid_module
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
+from hvext.core.record import Intent, Operation
 from hvext.core.running import RunningDisk
 from hvext.core.uri import Location, parse_uri
-from hvext.errors import HvextError
+from hvext.errors import HvextError, JournalError, PlugError
 from hvext.host.files import opened_as
+from hvext.host.journal import JournalFolder
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S, DEFAULT_TIMEOUT_S, Monitor, connect
 from hvext.operations import plug as plugging
 from hvext.operations import repoint as repointing
 from hvext.operations import resize as resizing
 from hvext.operations import unplug as unplugging
-from hvext.operations.inspect import running_disks
+from hvext.operations.identify import journal_of
+from hvext.operations.inspect import has_device, running_disk, running_disks
+from hvext.operations.journal import Entry, Journal, read_records, users_of
 from hvext.operations.plug import Plugged
 from hvext.operations.repoint import Repointed
 from hvext.operations.resize import Resized
 from hvext.operations.steps import Report, silent
-from hvext.operations.unplug import Unplugged
+from hvext.operations.unplug import Unplugged, UnplugState
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """One operation under way: its journal's entry (None for a disk that the journal does not know)."""
+
+    entry: Entry | None
+    host: ProviderHost
+    report: Report
+
+    def end(self, intent: Intent | None = Intent.PRESENT, **values: Any) -> None:
+        """Write down that it ended well."""
+        if self.entry is not None:
+            self.entry.end(intent, **values)
 
 
 class AsyncVm:
     """A running guest, for callers with an event loop. Made by ``open_vm_async``.
 
-    Its operations may be called from several tasks; they are carried out one after the other.
+    Its operations may be called from several tasks, and several processes may have the same guest: they are carried
+    out one after the other, and each is written down in the VM's journal before it does anything.
     """
 
-    def __init__(self, monitor: Monitor, host: ProviderHost, report: Report) -> None:
+    def __init__(self, monitor: Monitor, host: ProviderHost, report: Report, journal: Journal) -> None:
         self._monitor = monitor
         self._host = host
         self._report = report
-        # Two operations on one guest would choose the same place, or undo each other's work.
+        self._journal = journal
+        # The journal's lock keeps other processes away, this one the other tasks.
         self._lock = asyncio.Lock()
 
     @property
@@ -48,47 +70,169 @@ class AsyncVm:
         """The QMP connection."""
         return self._monitor
 
+    @property
+    def journal(self) -> Journal:
+        """What is written down about this VM."""
+        return self._journal
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        async with self._lock, self._journal.locked():
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _operation(
+        self,
+        operation: Operation,
+        disk: Disk | None,
+        *,
+        intent: Intent = Intent.PRESENT,
+        one_way: bool = False,
+        exclusive: bool = False,
+        details: Mapping[str, Any] | None = None,
+    ) -> AsyncIterator[_Work]:
+        """Write an operation on a disk down, with the lock held; None is a disk that the journal does not know."""
+        if disk is None:
+            yield _Work(entry=None, host=self._host, report=self._report)
+            return
+        entry = self._journal.begin(operation, disk, intent=intent, exclusive=exclusive, details=details)
+        with entry.written_down(one_way=one_way):
+            yield _Work(entry=entry, host=entry.host(self._host), report=entry.reporter(self._report))
+
+    def _known(self, uuid: uuid_module.UUID) -> Disk | None:
+        """Return a disk that the journal knows; what it lacks are only secrets that are gone."""
+        known = self._journal.record.disks.get(uuid)
+        if known is None:
+            return None
+        try:
+            return self._journal.whole(uuid)
+        except JournalError:
+            return known.disk
+
+    def _shared(self, disk: Disk) -> bool:
+        """Whether other VMs of this host have the volume as well."""
+        return bool(users_of(disk, read_records(self._journal.folder), but=self._journal.name))
+
     async def disks(self) -> dict[uuid_module.UUID, RunningDisk]:
         """Return hvext's disks of the guest by uuid, whole or in pieces."""
         async with self._lock:
             return await running_disks(self._monitor)
 
+    async def known_disks(self) -> dict[uuid_module.UUID, Disk]:
+        """Return the disks that are meant to be in the guest, with provider, volume and parameters, as written down.
+
+        A disk whose secret parameters are not on this host any more is left out. Raises JournalError.
+        """
+        known = {}
+        for uuid, record in self._journal.read().disks.items():
+            with contextlib.suppress(JournalError):
+                if record.intent is Intent.PRESENT and (disk := self._journal.whole(uuid)) is not None:
+                    known[uuid] = disk
+        return known
+
+    async def failed_over(self) -> set[uuid_module.UUID]:
+        """Return the disks that are elsewhere than their access choice says, because their storage had died."""
+        return {uuid for uuid, record in self._journal.read().disks.items() if record.failed_over}
+
     async def plug(self, disk: Disk, *, exclusive: bool = True) -> Plugged:
-        """Attach a disk's volume and plug it; see ``hvext.operations.plug``."""
-        async with self._lock:
-            return await plugging.plug(self._monitor, self._host, disk, exclusive=exclusive, report=self._report)
+        """Attach a disk's volume and plug it; see ``hvext.operations.plug``.
+
+        Repeating a plug that was interrupted completes it. Raises also PlugError for a volume that another VM of this
+        host has, unless it is plugged with ``exclusive`` False.
+        """
+        async with self._alone(), self._operation(Operation.PLUG, disk, exclusive=exclusive) as work:
+            before = work.entry.before if work.entry else None
+            if before is not None and before.intent is Intent.ABSENT:
+                await self._check_not_pending(disk)
+            result = await plugging.plug(
+                self._monitor, work.host, disk, exclusive=exclusive, shared=self._shared(disk), report=work.report
+            )
+            if not result.changed and before is not None and before.unfinished is None and work.entry is not None:
+                work.entry.revert()
+            else:
+                work.end()
+            return result
+
+    async def _check_not_pending(self, disk: Disk) -> None:
+        if (await running_disk(self._monitor, disk.names)).device is not None:
+            raise PlugError(
+                f"an unplug of disk {disk.names.uuid} is pending: the guest has not let it go yet",
+                hint="repeat hvext unplug until it is done, then plug the disk",
+            )
 
     async def unplug(self, disk: Disk, *, timeout_s: float = unplugging.DEFAULT_TIMEOUT_S) -> Unplugged:
-        """Unplug a disk and detach its volume; a PENDING result is finished by a later call."""
-        async with self._lock:
-            return await unplugging.unplug_and_detach(
-                self._monitor, self._host, disk, timeout_s=timeout_s, report=self._report
+        """Unplug a disk and detach its volume; a PENDING result is finished by a later call, or by ``hvext watch``."""
+        async with self._alone():
+            return await self._unplug(disk, timeout_s)
+
+    async def _unplug(self, disk: Disk, timeout_s: float) -> Unplugged:
+        async with self._operation(Operation.UNPLUG, disk, intent=Intent.ABSENT, one_way=True) as work:
+            before = work.entry.before if work.entry else None
+            result = await unplugging.unplug_and_detach(
+                self._monitor,
+                work.host,
+                disk,
+                timeout_s=timeout_s,
+                attached=before is not None,
+                shared=self._shared(disk),
+                report=work.report,
             )
+            if result.finished:
+                work.end(None)
+            else:
+                # A guest that refused is not going to let it go by itself.
+                work.end(Intent.ABSENT if result.state is UnplugState.PENDING else Intent.PRESENT)
+            return result
+
+    async def finish_unplug(self, uuid: uuid_module.UUID) -> Unplugged | None:
+        """Finish the unplug of a disk that the guest has let go late; None when there is nothing to finish.
+
+        A disk that is meant to be there, or that nobody wrote down, is left alone. Raises OperationFailed,
+        JournalError.
+        """
+        async with self._alone():
+            known = self._journal.record.disks.get(uuid)
+            disk = self._known(uuid)
+            if known is None or disk is None or known.intent is Intent.PRESENT:
+                return None
+            if await has_device(self._monitor, disk.names.device):
+                return None
+            return await self._unplug(disk, timeout_s=0)
 
     async def unplug_only(
         self, uuid: uuid_module.UUID, *, timeout_s: float = unplugging.DEFAULT_TIMEOUT_S
     ) -> Unplugged:
         """Unplug a disk and leave its volume attached."""
-        async with self._lock:
-            return await unplugging.unplug(self._monitor, DiskNames(uuid), timeout_s=timeout_s, report=self._report)
+        async with self._alone():
+            known = self._known(uuid)
+            async with self._operation(Operation.UNPLUG, known, intent=Intent.ABSENT, one_way=True) as work:
+                result = await unplugging.unplug(
+                    self._monitor, DiskNames(uuid), timeout_s=timeout_s, report=work.report
+                )
+                work.end(Intent.PRESENT if result.state is UnplugState.REJECTED else Intent.ABSENT)
+                return result
 
     async def repoint(self, uuid: uuid_module.UUID, target: Location | str) -> Repointed:
         """Move a disk to another access to the same volume: a location, or the text of a URI or path."""
         location = parse_uri(target, look=opened_as) if isinstance(target, str) else target
-        async with self._lock:
-            return await repointing.repoint(self._monitor, DiskNames(uuid), location, report=self._report)
+        return await self.repoint_to_first(uuid, [location])
 
     async def repoint_to_first(self, uuid: uuid_module.UUID, locations: Sequence[Location]) -> Repointed:
         """Move a disk to the first of several accesses to the same volume that it can be moved to."""
-        async with self._lock:
-            return await repointing.repoint_to_first(self._monitor, DiskNames(uuid), locations, report=self._report)
+        async with self._alone(), self._operation(Operation.REPOINT, self._known(uuid)) as work:
+            result = await repointing.repoint_to_first(self._monitor, DiskNames(uuid), locations, report=work.report)
+            work.end(failed_over=False)
+            return result
 
     async def resize(self, disk: Disk, new_size_mib: int, *, old_size_mib: int | None = None) -> Resized:
         """Grow a disk and its volume; the guest sees the new size afterwards."""
-        async with self._lock:
-            return await resizing.resize(
-                self._monitor, self._host, disk, new_size_mib, old_size_mib=old_size_mib, report=self._report
+        details = {"new_size_mib": new_size_mib, "old_size_mib": old_size_mib}
+        async with self._alone(), self._operation(Operation.RESIZE, disk, one_way=True, details=details) as work:
+            result = await resizing.resize(
+                self._monitor, work.host, disk, new_size_mib, old_size_mib=old_size_mib, report=work.report
             )
+            work.end()
+            return result
 
 
 @contextlib.asynccontextmanager
@@ -99,14 +243,18 @@ async def open_vm_async(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     report: Report = silent,
+    name: str | None = None,
+    state: str | None = None,
 ) -> AsyncIterator[AsyncVm]:
     """Connect to the guest whose QMP monitor is at ``qmp`` (a socket's path or HOST:PORT).
 
-    ``timeout_s`` limits single QMP commands; ``report`` is called with the name of every step that begins. Raises
-    MonitorError.
+    ``timeout_s`` limits single QMP commands; ``report`` is called with the name of every step that begins. ``name`` is
+    the VM's in the journal (default: QEMU's own), ``state`` the journal's folder. Raises MonitorError, JournalError.
     """
+    folder = JournalFolder(Path(state) if state else None)
     async with connect(qmp, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s) as monitor:
-        yield AsyncVm(monitor, host or ProviderHost(), report)
+        journal = await journal_of(monitor, qmp, name=name, folder=folder)
+        yield AsyncVm(monitor, host or ProviderHost(), report, journal)
 
 
 class Vm:
@@ -156,6 +304,8 @@ def open_vm(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     report: Report = silent,
+    name: str | None = None,
+    state: str | None = None,
 ) -> Iterator[Vm]:
     """Connect as ``open_vm_async`` does, for callers without an event loop.
 
@@ -165,7 +315,15 @@ def open_vm(
         asyncio.get_running_loop()
         raise HvextError("open_vm blocks, and this thread runs an event loop", hint="use open_vm_async")
     with asyncio.Runner() as runner:
-        opening = open_vm_async(qmp, host=host, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s, report=report)
+        opening = open_vm_async(
+            qmp,
+            host=host,
+            timeout_s=timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            report=report,
+            name=name,
+            state=state,
+        )
         vm = runner.run(opening.__aenter__())
         try:
             yield Vm(runner, vm)

@@ -17,7 +17,7 @@ import pytest
 
 from hvext.core.disk import Disk
 from hvext.core.uri import parse_uri
-from hvext.errors import CommandTimeout, HvextError, OperationFailed
+from hvext.errors import CommandTimeout, HvextError, MonitorError, OperationFailed, QemuError
 from hvext.host.files import opened_as
 from hvext.host.qmp import Monitor, connect
 from hvext.operations import attachments
@@ -43,6 +43,7 @@ class Lossy:
 
     monitor: Monitor
     lose: int
+    error: type[QemuError] = CommandTimeout
     changes: list[str] = field(default_factory=list)
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None, **options: Any) -> Any:
@@ -50,7 +51,7 @@ class Lossy:
         if not command.startswith(LOOKS):
             self.changes.append(command)
             if len(self.changes) == self.lose + 1:
-                raise CommandTimeout(f"the answer of {command} got lost")
+                raise self.error(f"the answer of {command} got lost")
         return result
 
     def __getattr__(self, name: str) -> Any:
@@ -58,9 +59,9 @@ class Lossy:
 
 
 @asynccontextmanager
-async def lossy(path: object, lose: int) -> AsyncIterator[Any]:
+async def lossy(path: object, lose: int, error: type[QemuError] = CommandTimeout) -> AsyncIterator[Any]:
     async with connect(str(path)) as monitor:
-        yield Lossy(monitor, lose)
+        yield Lossy(monitor, lose, error)
 
 
 async def lose_each(path: object, work: Callable[[Any], Awaitable[object]], after: Callable[[str], None]) -> list[str]:
@@ -79,7 +80,7 @@ async def lose_each(path: object, work: Callable[[Any], Awaitable[object]], afte
         await asyncio.to_thread(after, lost[-1])
 
 
-async def test_a_plug_whose_answer_gets_lost_leaves_nothing_whichever_it_is(
+async def test_a_plug_whose_answer_gets_lost_is_whole_or_nothing_whichever_it_is(
     machine: MachineFactory, storage: Storage, create: Callable[..., Disk]
 ) -> None:
     # A SCSI disk goes at once, so that nothing of it may stay.
@@ -87,11 +88,28 @@ async def test_a_plug_whose_answer_gets_lost_leaves_nothing_whichever_it_is(
     disk = create(device="scsi-hd", iops_total=100)
     before = state_of_in_thread = await asyncio.to_thread(state_of, vm_machine, storage.folder)
 
+    plugged: list[str] = []
+
+    async def work(monitor: Any) -> None:
+        if (await plug(monitor, storage.host, disk)).changed:
+            plugged.append(monitor.changes[monitor.lose] if len(monitor.changes) > monitor.lose else "")
+
+    async def unplugged() -> None:
+        async with open_vm_async(str(vm_machine.qmp_path), host=storage.host) as vm:
+            if (found := (await vm.disks()).get(disk.volume.uuid)) is not None:
+                assert found.device
+                assert found.root
+                assert (await vm.unplug(disk)).removed
+
     def same(command: str) -> None:
+        asyncio.run(unplugged())
+        attachments.detach(storage.host, disk)
         assert state_of(vm_machine, storage.folder) == before, command
 
-    lost = await lose_each(vm_machine.qmp_path, lambda monitor: plug(monitor, storage.host, disk), same)
+    lost = await lose_each(vm_machine.qmp_path, work, same)
     assert lost == ["object-add", "blockdev-add", "blockdev-add", "blockdev-add", "device_add"]
+    # Asked afterwards, QEMU says what it has. Opening the storage is several commands: that is undone.
+    assert plugged == ["object-add", "blockdev-add", "blockdev-add", "device_add", ""]
     assert state_of_in_thread is before
 
 
@@ -102,7 +120,7 @@ async def test_a_plug_that_cannot_be_undone_keeps_the_volume_attached(
     monkeypatch.setattr("hvext.operations.plug.remove_device", partial(remove_device, timeout_s=1.5))
     vm_machine = machine(start_paused=True)
     disk = create()
-    async with lossy(vm_machine.qmp_path, 2) as monitor:
+    async with lossy(vm_machine.qmp_path, 2, MonitorError) as monitor:
         with pytest.raises(OperationFailed) as failure:
             await plug(monitor, storage.host, disk)
         assert monitor.changes[2] == "device_add"
@@ -181,13 +199,14 @@ async def test_an_unplug_whose_answer_gets_lost_is_finished_by_repeating_it(
         for lose in range(5):
             await vm.plug(disk)
             monitor: Any = Lossy(vm.monitor, lose)
-            with pytest.raises(HvextError, match="got lost"):
-                await unplug_and_detach(monitor, storage.host, disk)
-            finished = await vm.unplug(disk)
-            assert finished.finished
-            if not finished.detached:
-                # The answer to the very last command was lost: nothing tells that this guest had the disk.
-                await asyncio.to_thread(attachments.detach, storage.host, disk)
+            if lose == 0:
+                # Whether the device goes, QEMU tells by itself.
+                assert (await unplug_and_detach(monitor, storage.host, disk)).detached
+            else:
+                with pytest.raises(HvextError, match="got lost"):
+                    await unplug_and_detach(monitor, storage.host, disk)
+            # The journal knows that this guest had it, whatever is left of it in QEMU.
+            assert (await vm.unplug(disk)).detached
             assert await asyncio.to_thread(state_of, vm_machine, storage.folder) == before, monitor.changes
 
 

@@ -1,0 +1,232 @@
+"""What the journal knows of one VM: its disks, what is meant to become of them, and what was begun and not ended.
+
+QEMU is the truth about what is plugged, the storage about what is attached. A record tells what neither of them knows:
+which provider, volume and parameters a disk has, and whether it is meant to be there. No secret is in it: parameters
+that are secrets are named, and their values are in a private file of the host for as long as the volume is attached.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid as uuid_module
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from hvext.core.disk import Disk
+from hvext.core.secret import is_secret_name
+from hvext.errors import InputError, JournalError
+
+FORMAT = 1
+_FILE = "the journal's record"
+
+
+class Operation(StrEnum):
+    """What can be done to a disk, as the journal writes it down."""
+
+    START = "start"
+    PLUG = "plug"
+    UNPLUG = "unplug"
+    REPOINT = "repoint"
+    RESIZE = "resize"
+    FAIL_OVER = "fail over"
+    MIGRATE = "migrate"
+
+
+class Intent(StrEnum):
+    """Whether a disk is meant to be in the guest."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessId:
+    """One process of one boot of a host: its number alone may be given again.
+
+    ``ticks`` is its start time as the kernel counts it; ``boot`` the id of the host's boot.
+    """
+
+    pid: int
+    ticks: int
+    boot: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """An operation that was begun and whose end was not written down.
+
+    ``step`` is the step that was about to be done; ``by`` the process that did it; ``script`` that of a provider's
+    script that was started; ``since`` is seconds since 1970; ``details`` what the operation has to know to be
+    finished, such as a new size.
+    """
+
+    operation: Operation
+    since: float
+    by: ProcessId | None = None
+    step: str = ""
+    script: ProcessId | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskRecord:
+    """One disk of a VM: ``disk`` has all its parameters but ``withheld``, the names of those that are secrets.
+
+    ``failed_over`` tells that it is elsewhere than its access choice says, because its storage had died.
+    """
+
+    disk: Disk
+    withheld: tuple[str, ...] = ()
+    intent: Intent = Intent.PRESENT
+    failed_over: bool = False
+    unfinished: Unfinished | None = None
+
+    @classmethod
+    def of(cls, disk: Disk, **values: Any) -> DiskRecord:
+        """Return the record of a disk, without its secrets."""
+        parameters = disk.volume.parameters
+        withheld = tuple(sorted(name for name in parameters if is_secret_name(name)))
+        return cls(disk=_with_parameters(disk, _without(parameters, withheld)), withheld=withheld, **values)
+
+    def whole(self, secrets: Mapping[str, str]) -> Disk:
+        """Return the disk with the secrets among its parameters; raises JournalError when one is not there."""
+        missing = [name for name in self.withheld if name not in secrets]
+        if missing:
+            raise JournalError(
+                f"the secret parameters of {self.words} are not on this host any more: {', '.join(missing)}",
+                hint="name the disk with all its parameters: -p, --parameter-file",
+            )
+        own = {name: secrets[name] for name in self.withheld}
+        return _with_parameters(self.disk, {**self.disk.volume.parameters, **own})
+
+    @property
+    def words(self) -> str:
+        """The volume, for people."""
+        return f"{self.disk.provider}/{self.disk.volume.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmRecord:
+    """What is known of one VM.
+
+    ``monitors`` are the addresses of its monitors that hvext was connected to, newest first; ``process`` is its QEMU;
+    None while it has not been seen.
+    """
+
+    name: str
+    monitors: tuple[str, ...] = ()
+    process: ProcessId | None = None
+    disks: Mapping[uuid_module.UUID, DiskRecord] = field(default_factory=dict)
+
+    def with_disk(self, record: DiskRecord) -> VmRecord:
+        """Return this with a disk added or replaced."""
+        return replace(self, disks={**self.disks, record.disk.volume.uuid: record})
+
+    def without_disk(self, uuid: uuid_module.UUID) -> VmRecord:
+        """Return this without a disk; one that is not there is no error."""
+        return replace(self, disks={key: record for key, record in self.disks.items() if key != uuid})
+
+    def seen(self, monitor: str, process: ProcessId | None) -> VmRecord:
+        """Return this after a connection to its QEMU."""
+        others = tuple(address for address in self.monitors if address != monitor)
+        return replace(self, monitors=(monitor, *others)[:8], process=process or self.process)
+
+    def to_json(self) -> str:
+        """Return the text of the record's file."""
+        value = {
+            "format": FORMAT,
+            "name": self.name,
+            "monitors": list(self.monitors),
+            "process": _process_json(self.process),
+            "disks": [_disk_json(record) for record in self.disks.values()],
+        }
+        return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = _FILE) -> VmRecord:
+        """Return the record that a file holds; raises JournalError, which names ``where``."""
+        try:
+            value = json.loads(text)
+            if value["format"] != FORMAT:
+                raise JournalError(
+                    f"{where} has format {value['format']}, and this hvext knows {FORMAT}",
+                    hint="a newer hvext wrote it: use that one",
+                )
+            records = [_disk_record(item) for item in value["disks"]]
+            return cls(
+                name=value["name"],
+                monitors=tuple(value["monitors"]),
+                process=_process(value["process"]),
+                disks={record.disk.volume.uuid: record for record in records},
+            )
+        except (ValueError, KeyError, TypeError, InputError, RecursionError) as error:
+            raise JournalError(
+                f"{where} cannot be read: {error!r}",
+                hint="hvext writes these files whole: somebody else changed it. What QEMU has, hvext disks shows",
+            ) from error
+
+
+def same_volume(one: Disk, other: Disk) -> bool:
+    """Whether two disks are on the same volume, as far as names tell: the secrets among the parameters do not."""
+    return _place(one) == _place(other)
+
+
+def _place(disk: Disk) -> tuple[str, str, dict[str, str]]:
+    named = {name.upper(): value for name, value in disk.volume.parameters.items() if not is_secret_name(name)}
+    return disk.provider, disk.volume.name, named
+
+
+def _without(values: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def _with_parameters(disk: Disk, parameters: Mapping[str, str]) -> Disk:
+    return replace(disk, volume=replace(disk.volume, parameters=parameters))
+
+
+def _disk_json(record: DiskRecord) -> dict[str, object]:
+    value: dict[str, object] = {"disk": record.disk.to_mapping(), "intent": str(record.intent)}
+    if record.withheld:
+        value["withheld"] = list(record.withheld)
+    if record.failed_over:
+        value["failed_over"] = True
+    if (work := record.unfinished) is not None:
+        value["unfinished"] = {
+            "operation": str(work.operation),
+            "since": work.since,
+            "by": _process_json(work.by),
+            "step": work.step,
+            "script": _process_json(work.script),
+            "details": dict(work.details),
+        }
+    return value
+
+
+def _disk_record(value: Mapping[str, Any]) -> DiskRecord:
+    work = value.get("unfinished")
+    return DiskRecord(
+        disk=Disk.from_mapping(value["disk"]),
+        withheld=tuple(value.get("withheld", ())),
+        intent=Intent(value["intent"]),
+        failed_over=bool(value.get("failed_over", False)),
+        unfinished=None
+        if work is None
+        else Unfinished(
+            operation=Operation(work["operation"]),
+            since=float(work["since"]),
+            by=_process(work["by"]),
+            step=work["step"],
+            script=_process(work["script"]),
+            details=dict(work["details"]),
+        ),
+    )
+
+
+def _process_json(process: ProcessId | None) -> dict[str, object] | None:
+    return None if process is None else {"pid": process.pid, "ticks": process.ticks, "boot": process.boot}
+
+
+def _process(value: Mapping[str, Any] | None) -> ProcessId | None:
+    return None if value is None else ProcessId(pid=int(value["pid"]), ticks=int(value["ticks"]), boot=value["boot"])

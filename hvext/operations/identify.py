@@ -1,0 +1,70 @@
+"""Which VM a monitor belongs to, as the journal names it.
+
+A VM's name is the one that the caller gives, else QEMU's own (``-name``), else the monitor's address. Two running QEMUs
+with one name are two VMs: the one that came later gets its process number behind its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from hvext.core.record import ProcessId, VmRecord
+from hvext.errors import JournalError
+from hvext.host.journal import JournalFolder
+from hvext.host.proc import is_alive, process_id
+from hvext.host.qmp import Monitor
+from hvext.operations.inspect import running_disks
+from hvext.operations.journal import Journal, read_records
+
+
+async def journal_of(monitor: Monitor, address: str, *, name: str | None = None, folder: JournalFolder) -> Journal:
+    """Return the journal of the VM behind a monitor; disks that were written down for its start go into it.
+
+    ``address`` is the monitor's. Raises JournalError, QemuError.
+    """
+    process = process_id(monitor.pid)
+    given = name or str((await monitor.execute("query-name")).get("name", ""))
+    where = _absolute(address)
+    records = read_records(folder)
+    chosen = _name(given, where, process, records)
+    journal = Journal(folder, chosen, monitor=where, process=process)
+    await _adopt(monitor, journal, records)
+    return journal
+
+
+def _name(given: str, address: str, process: ProcessId | None, records: Mapping[str, VmRecord]) -> str:
+    if process is not None:
+        known = [record.name for record in records.values() if record.process == process]
+        if given in known or (known and not given):
+            return given or known[0]
+        beside = f"{given}@{process.pid}"
+        if beside in known:
+            return beside
+        other = records.get(given)
+        if other is not None and other.process is not None and is_alive(other.process):
+            return beside
+    return given or address
+
+
+async def _adopt(monitor: Monitor, journal: Journal, records: Mapping[str, VmRecord]) -> None:
+    """Take over disks that were written down under a name of their own, before their QEMU was seen."""
+    unseen = [record for record in records.values() if record.process is None and record.name != journal.name]
+    if not unseen:
+        return
+    running = await running_disks(monitor)
+    for record in unseen:
+        if running.keys() & record.disks.keys():
+            other = Journal(journal.folder, record.name)
+            # Somebody who works on it just now is asked again the next time.
+            with contextlib.suppress(JournalError):
+                async with journal.locked(), other.locked(limit_s=0):
+                    for uuid, disk in other.record.disks.items():
+                        if uuid in running:
+                            journal.write(journal.seen().with_disk(disk))
+                            other.write(other.record.without_disk(uuid))
+
+
+def _absolute(address: str) -> str:
+    return str(Path(address).absolute()) if "/" in address or ":" not in address else address
