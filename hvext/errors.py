@@ -14,6 +14,7 @@ The tree::
     │   ├── ScriptTimeout          the time limit passed; the process group was ended
     │   └── AnswerError            what attach printed is neither a block device nor a URI
     ├── AccessError                the wished access is not among what the provider offers
+    ├── VolumeInUse                a VM of this host has the volume
     ├── JournalError               the journal of a VM cannot be read or written, or another process holds it
     ├── ProgramError               a program of the host (not a provider script) failed
     ├── QemuError
@@ -24,6 +25,10 @@ The tree::
     ├── PlugError                  the guest has no place for the disk, or it is in the way of another
     ├── DiskNotFound               the running guest has no such disk
     ├── RepointRefused             moving this disk would lose data or cannot work
+    ├── FailoverRefused            a failover of this disk cannot work, or would make QEMU hang: nothing was done
+    ├── FailoverFailed             no other storage could be used: the disk is as it was, and may be tried again
+    ├── FenceFailed                nothing proves that the old storage cannot be written any more
+    ├── CannotCut                  QEMU cannot break the connection to this storage
     ├── MigrationRefused           migrating this guest would lose data or cannot work
     └── OperationFailed            a step failed; says which, why, and what was undone
 """
@@ -112,6 +117,10 @@ class AccessError(HvextError):
     """The wished access (userspace or kernelspace) is not among what the provider offers."""
 
 
+class VolumeInUse(HvextError):
+    """A volume that a VM of this host has cannot be detached or removed: nothing was done."""
+
+
 class JournalError(HvextError):
     """The journal of a VM cannot be read, written or locked: nothing was done."""
 
@@ -160,6 +169,34 @@ class DiskNotFound(HvextError):
 
 class RepointRefused(HvextError):
     """Moving this disk to that location would lose data or cannot work; nothing was changed."""
+
+
+class FailoverRefused(HvextError):
+    """A failover of this disk cannot work, or would make all of QEMU hang; nothing was done."""
+
+
+class FailoverFailed(HvextError):
+    """None of the candidates could take the place of dead storage.
+
+    Everything was undone: the disk stands where it stood, and its guest is as it was (paused, where an I/O error had
+    paused it). It may be tried again. ``passed_over`` says of each candidate why.
+    """
+
+    def __init__(self, message: str, *, passed_over: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.passed_over = tuple(passed_over)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the error with the reason of each candidate."""
+        return {**super().to_json(), "passed_over": list(self.passed_over)}
+
+
+class FenceFailed(HvextError):
+    """Nothing proves that storage which does not answer cannot write any more: the disk stays as it is."""
+
+
+class CannotCut(HvextError):
+    """QEMU has no way to break the connection to this storage; nothing was done."""
 
 
 class MigrationRefused(HvextError):

@@ -3,10 +3,12 @@
 Two disks can never collide, and every name tells which disk it belongs to. QEMU's node names have at most 31
 characters and start with a letter; a uuid in hexadecimal has 32, so it is written in base 32 (26 characters)::
 
-    hv<uuid in base 32>        28   the raw node, which the device uses for ever
+    hv<uuid in base 32>        28   the raw node, which the device uses
+    hv<uuid in base 32>-r      30   its second name: a failover puts a new raw node in the old one's place, and each
+                                    takes the name that the other has not
     hv<uuid in base 32>-FG     31   protocol nodes; G is the generation: a re-point makes another one. F says how the
                                     storage was opened (aio, discard), which QEMU does not report
-    hv<uuid in base 32>-t      30   the throttle filter, where the disk has limits
+    hv<uuid in base 32>-t      30   the throttle filter, where the disk has limits; ``-u`` is its second name
     hv-<uuid>                  39   the device (libvirt: ua-hv-<uuid>)
     hv-<uuid>-iothread, -throttle, -chardev   what exists for this disk alone
     <protocol node>-<role>     the objects and private files that a protocol node needs (secrets, TLS credentials, …)
@@ -28,7 +30,7 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 GENERATIONS = len(_DIGITS)
 _AIO: tuple[Aio | None, ...] = (None, Aio.THREADS, Aio.NATIVE, Aio.IO_URING)
 _DISCARD = (Discard.IGNORE, Discard.UNMAP)
-_NODE = re.compile(r"(?P<root>hv[a-z2-7]{26})(?:-(?:(?P<throttle>t)|(?P<opened>[0-7])(?P<generation>[0-9a-z])))?\Z")
+_NODE = re.compile(r"(?P<root>hv[a-z2-7]{26})(?:-(?:(?P<other>[rtu])|(?P<opened>[0-7])(?P<generation>[0-9a-z])))?\Z")
 _DEVICE = re.compile(r"hv-(?P<uuid>[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\Z")
 
 
@@ -53,8 +55,18 @@ class DiskNames:
 
     @property
     def root(self) -> str:
-        """The raw node."""
+        """The raw node of a disk that was never failed over; all names of nodes begin with it."""
         return "hv" + base64.b32encode(self.uuid.bytes).decode().rstrip("=").lower()
+
+    @property
+    def roots(self) -> tuple[str, str]:
+        """The two names that the raw node has in turn."""
+        return self.root, f"{self.root}-r"
+
+    @property
+    def throttle_nodes(self) -> tuple[str, str]:
+        """The two names that the throttle filter has in turn."""
+        return self.throttle_node, f"{self.root}-u"
 
     def protocol(self, opened: ProtocolName) -> str:
         """The protocol node of a generation, opened with these options."""
@@ -63,7 +75,7 @@ class DiskNames:
 
     @property
     def throttle_node(self) -> str:
-        """The throttle filter above the raw node."""
+        """The throttle filter above the raw node, of a disk that was never failed over."""
         return f"{self.root}-t"
 
     @property

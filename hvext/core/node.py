@@ -1,8 +1,10 @@
-"""Block nodes: a protocol node that opens the storage, and the raw node above it that never changes its name.
+"""Block nodes: a protocol node that opens the storage, and the raw node above it, which stays when the storage moves.
 
 ::
 
     device  ->  [throttle]  ->  raw  hv…  ->  nbd | host_device | file | rbd  hv…-FG
+
+Only a failover, which cannot move the raw node off dead storage, puts others in the place of all of them.
 
 Nothing is ever probed: the format is always raw. A guest can write any image header into its own disk.
 
@@ -61,7 +63,7 @@ def protocol_node_of(
 def raw_node(options: DiskOptions, names: DiskNames, protocol: str) -> dict[str, object]:
     """Return the ``blockdev-add`` arguments of the disk's raw node over the node called ``protocol``."""
     return raw_node_of(
-        names,
+        names.root,
         protocol,
         read_only=bool(options.read_only),
         direct=options.cache.direct,
@@ -71,12 +73,12 @@ def raw_node(options: DiskOptions, names: DiskNames, protocol: str) -> dict[str,
 
 
 def raw_node_of(
-    names: DiskNames, protocol: str, *, read_only: bool, direct: bool, no_flush: bool, detect_zeroes: DetectZeroes
+    name: str, protocol: str, *, read_only: bool, direct: bool, no_flush: bool, detect_zeroes: DetectZeroes
 ) -> dict[str, object]:
-    """Return all options of a raw node, as ``blockdev-add`` and ``blockdev-reopen`` take them."""
+    """Return all options of the raw node ``name``, as ``blockdev-add`` and ``blockdev-reopen`` take them."""
     return {
         "driver": "raw",
-        "node-name": names.root,
+        "node-name": name,
         "read-only": read_only,
         "cache": {"direct": direct, "no-flush": no_flush},
         "discard": "unmap",
@@ -87,16 +89,26 @@ def raw_node_of(
 
 def throttle_node(options: DiskOptions, names: DiskNames) -> dict[str, object]:
     """Return the ``blockdev-add`` arguments of the filter that enforces the disk's limits."""
+    return throttle_node_of(
+        names.throttle_node,
+        names.root,
+        names.throttle_group,
+        read_only=bool(options.read_only),
+        direct=options.cache.direct,
+        no_flush=options.cache.no_flush,
+    )
+
+
+def throttle_node_of(
+    name: str, root: str, group: str, *, read_only: bool, direct: bool, no_flush: bool
+) -> dict[str, object]:
+    """Return all options of the throttle filter ``name`` over the raw node ``root``."""
     return {
         "driver": "throttle",
-        "node-name": names.throttle_node,
-        "throttle-group": names.throttle_group,
-        "read-only": bool(options.read_only),
-        "cache": _cache(options),
+        "node-name": name,
+        "throttle-group": group,
+        "read-only": read_only,
+        "cache": {"direct": direct, "no-flush": no_flush},
         "discard": "unmap",
-        "file": names.root,
+        "file": root,
     }
-
-
-def _cache(options: DiskOptions) -> dict[str, bool]:
-    return {"direct": options.cache.direct, "no-flush": options.cache.no_flush}

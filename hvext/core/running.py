@@ -1,13 +1,16 @@
 """The disks of a running QEMU, from what it reports about its nodes, devices and objects.
 
-Source: qemu-qmp-ref(7): query-named-block-nodes, qom-list.
+Which nodes a device uses is told by ``query-blockstats``: a failover gives a disk other nodes, and one that was
+interrupted leaves nodes that nobody uses.
+
+Source: qemu-qmp-ref(7): query-named-block-nodes, query-blockstats, qom-list.
 """
 
 from __future__ import annotations
 
 import uuid as uuid_module
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hvext.core.device import VHOST_USER_DEVICE
@@ -64,6 +67,8 @@ class RunningDisk:
     """What QEMU has of one disk.
 
     Whole disks have a device, a root and one protocol node; those behind vhost-user a device and a ``chardev``.
+    ``root`` and ``throttle`` are the nodes that the device uses, ``spares`` filters and raw nodes that it does not
+    use. ``chain`` are the names of all nodes that the device uses, from its own down; empty where that is not known.
     ``socket`` is the path of the server's socket.
     """
 
@@ -76,6 +81,8 @@ class RunningDisk:
     objects: tuple[str, ...]
     chardev: str | None = None
     socket: str = ""
+    spares: tuple[Node, ...] = ()
+    chain: tuple[str, ...] = ()
 
     @property
     def behind_vhost_user(self) -> bool:
@@ -90,8 +97,15 @@ class RunningDisk:
     @property
     def node_names(self) -> tuple[str, ...]:
         """All nodes, in the order in which they can be deleted."""
-        tops = (self.throttle, self.root)
-        return tuple(node.name for node in (*tops, *self.protocols) if node is not None)
+        used = (self.throttle, self.root)
+        return tuple(node.name for node in (*self.spares, *used, *self.protocols) if node is not None)
+
+    @property
+    def leftovers(self) -> tuple[str, ...]:
+        """The nodes beside those in use, in the order in which they can be deleted: what an interruption left."""
+        if not self.chain:
+            return ()
+        return tuple(name for name in self.node_names if name not in self.chain)
 
     @property
     def top(self) -> Node | None:
@@ -100,7 +114,9 @@ class RunningDisk:
 
     @property
     def protocol(self) -> Node | None:
-        """The protocol node in use: the only one, or the one that shows the same storage as the root."""
+        """The protocol node in use: the one below the root."""
+        if self.chain:
+            return next((node for node in self.protocols if node.name in self.chain), None)
         same = [node for node in self.protocols if self.root is not None and node.filename == self.root.filename]
         for nodes in (list(self.protocols), same):
             if len(nodes) == 1:
@@ -112,6 +128,20 @@ class RunningDisk:
         """A generation that no protocol node of the disk has."""
         taken = {node.by_name.generation for node in self.protocols if node.by_name}
         return next(generation for generation in range(GENERATIONS) if generation not in taken)
+
+    def seen_again(self, chain: tuple[str, ...], nodes: Iterable[str], objects: Iterable[str]) -> RunningDisk | None:
+        """Return the disk with the nodes and objects of these names that it has now; None when it uses unknown nodes.
+
+        For a disk whose storage does not answer: QEMU reads from it when it is asked more. What is told of nodes that
+        were not there before, which nobody uses, is made up.
+        """
+        before = {node.name: node for node in (self.root, self.throttle, *self.protocols, *self.spares) if node}
+        if self.root is None or not chain or not set(chain) <= before.keys():
+            return None
+        own = [name for name in nodes if disk_of_node(name) == self.names]
+        present = [before.get(name) or replace(self.root, name=name) for name in own]
+        kinds = {str(self.device): str(self.model)}
+        return _disk(self.names, self.device, chain, kinds, present, set(objects), {})
 
     def to_json(self) -> dict[str, object]:
         """Return the disk for people and machines; sizes in bytes."""
@@ -141,12 +171,14 @@ def parse_running(
     peripherals: Mapping[str, str],
     objects: Iterable[str],
     chardevs: Mapping[str, str],
+    statistics: Sequence[Mapping[str, Any]] = (),
 ) -> dict[uuid_module.UUID, RunningDisk]:
     """Return hvext's disks by uuid.
 
     ``nodes`` is the answer of ``query-named-block-nodes``, ``peripherals`` the devices under ``/machine/peripheral``
     with their types, ``objects`` the names under ``/objects``, ``chardevs`` those of character devices with the
-    paths of the sockets that they connect to. What belongs to nobody known is left out.
+    paths of the sockets that they connect to, ``statistics`` the answer of ``query-blockstats``. What belongs to
+    nobody known is left out.
     """
     parsed: dict[uuid_module.UUID, list[Node]] = {}
     for node in nodes:
@@ -158,36 +190,79 @@ def parse_running(
         owner = disk_of_device(device)
         if owner is not None:
             devices[owner.uuid] = device
+    chains = parse_chains(statistics)
     present = set(objects)
     owners = {disk_of_device(name[: len("hv-") + 36]) for name in (*present, *chardevs)}
     owners |= {owner_of_object(name) for name in present}
     uuids = dict.fromkeys([*devices, *parsed, *(owner.uuid for owner in owners if owner is not None)])
     return {
-        uuid: _disk(DiskNames(uuid), devices.get(uuid), peripherals, parsed.get(uuid, []), present, chardevs)
+        uuid: _disk(
+            DiskNames(uuid),
+            devices.get(uuid),
+            chains.get(devices.get(uuid, ""), ()),
+            peripherals,
+            parsed.get(uuid, []),
+            present,
+            chardevs,
+        )
         for uuid in uuids
     }
+
+
+def device_in_statistics(entry: Mapping[str, Any]) -> str:
+    """Return the id of the device that an entry of ``query-blockstats`` is about; empty when it has none.
+
+    QEMU shows a virtio-blk device by the path of its inner device, and a SCSI disk by its id.
+    """
+    qdev = str(entry.get("qdev", ""))
+    return qdev.split("/")[3] if qdev.startswith("/machine/peripheral/") else qdev
+
+
+def parse_chains(statistics: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Return the names of the nodes that each device uses, from its own down to the storage, by the device's id."""
+    chains = {}
+    for entry in statistics:
+        names: list[str] = []
+        node: Mapping[str, Any] | None = entry
+        while node is not None and "node-name" in node:
+            names.append(node["node-name"])
+            node = node.get("parent")
+        chains[device_in_statistics(entry)] = tuple(names)
+    return chains
 
 
 def _disk(
     names: DiskNames,
     device: str | None,
+    chain: tuple[str, ...],
     peripherals: Mapping[str, str],
     nodes: list[Node],
     objects: set[str],
     chardevs: Mapping[str, str],
 ) -> RunningDisk:
-    by_name = {node.name: node for node in nodes}
+    throttles = _in_use_first(names.throttle_nodes, nodes, chain)
+    roots = _in_use_first(names.roots, nodes, chain)
+    # A device without the disk's own nodes is one that somebody else made: nothing of it is a root.
+    foreign = bool(chain) and not any(name in names.roots for name in chain)
+    throttle = next((node for node in throttles if not chain or node.name in chain), None)
+    root = None if foreign else next(iter(roots), None)
     return RunningDisk(
         names=names,
         device=device,
         model=peripherals[device] if device is not None else None,
-        root=by_name.get(names.root),
-        throttle=by_name.get(names.throttle_node),
+        root=root,
+        throttle=throttle,
         protocols=tuple(node for node in nodes if node.by_name is not None),
         objects=tuple(sorted(name for name in objects if names.owns_object(name))),
         chardev=names.chardev if names.chardev in chardevs else None,
         socket=chardevs.get(names.chardev, ""),
+        spares=tuple(node for node in (*throttles, *roots) if node not in (root, throttle)),
+        chain=() if foreign else chain,
     )
+
+
+def _in_use_first(names: Sequence[str], nodes: Sequence[Node], chain: Sequence[str]) -> list[Node]:
+    return sorted((node for node in nodes if node.name in names), key=lambda node: node.name not in chain)
 
 
 def _node(node: Mapping[str, Any]) -> Node:

@@ -13,6 +13,8 @@ from pathlib import Path
 _FOLDER_MODE = 0o700
 #: Size in bytes and time of the last change.
 _Stamp = tuple[int, int]
+#: What this process has read: an answer is large, and hundreds of guests of one QEMU ask for the same.
+_read: dict[Path, tuple[_Stamp, dict[str, _Stamp], object]] = {}
 
 
 def folder() -> Path:
@@ -27,17 +29,24 @@ def folder() -> Path:
 
 
 def kept(name: str) -> object | None:
-    """Return the answer kept under a name; None when there is none, it cannot be read, or its files have changed."""
+    """Return the answer kept under a name; None when there is none, it cannot be read, or its files have changed.
+
+    As long as it has not, it is the same object each time.
+    """
     try:
         path = folder() / f"{name}.json"
         if not (_trusted(path) and _trusted(path.parent)):
             return None
-        entry = json.loads(path.read_bytes())
-        stamps = {str(path): tuple(stamp) for path, stamp in entry["files"].items()}
-        answer: object = entry["answer"]
+        written = _stamp(str(path))
+        known = _read.get(path)
+        if known is None or known[0] != written:
+            entry = json.loads(path.read_bytes())
+            stamps = {str(file): (int(size), int(changed)) for file, (size, changed) in entry["files"].items()}
+            known = (written or (0, 0), stamps, entry["answer"])
+            _read[path] = known
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return answer if all(_stamp(path) == stamp for path, stamp in stamps.items()) else None
+    return known[2] if all(_stamp(file) == stamp for file, stamp in known[1].items()) else None
 
 
 def keep(name: str, answer: object, files: Iterable[str]) -> None:

@@ -46,6 +46,26 @@ def parse_address(text: str) -> str | tuple[str, int]:
     return text
 
 
+class _Client(QMPClient):
+    """The library's client without its log of messages, whose texts it makes also when nobody reads them.
+
+    QEMU may send an event before its answer to ``qmp_capabilities``, and the library would take it for that answer: a
+    guest whose storage fails could not be connected to.
+    """
+
+    async def _recv(self) -> Message:
+        message = await super()._recv()
+        while "event" in message and self.runstate is not Runstate.RUNNING:
+            message = await super()._recv()
+        return message
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
+
+
 class Monitor:
     """An open QMP connection. Made by ``connect``."""
 
@@ -78,10 +98,16 @@ class Monitor:
         return f"{qemu['major']}.{qemu['minor']}.{qemu['micro']}"
 
     async def execute(
-        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float | None = None
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout_s: float | None = None,
+        oob: bool = False,
     ) -> Any:
         """Send one command and return what it returns.
 
+        With ``oob`` it is carried out at once, also when QEMU's main loop hangs (``yank`` is such a command).
         A Secret in ``arguments`` is revealed to QEMU, and to nobody else. Raises CommandRefused when QEMU says no
         (nothing was changed), CommandTimeout when it says nothing in time (it may have been carried out), MonitorError
         when the connection broke (likewise).
@@ -89,7 +115,7 @@ class Monitor:
         limit_s = self._timeout_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                return await self._client.execute(command, _revealed(arguments) if arguments else None)
+                return await self._client.execute(command, _revealed(arguments) if arguments else None, oob)
         except ExecuteError as error:
             raise CommandRefused(command, arguments or {}, error.error_class, str(error)) from error
         except TimeoutError as error:
@@ -106,7 +132,8 @@ class Monitor:
     def events(self, *names: str, matching: Callable[[Mapping[str, Any]], bool] | None = None) -> Iterator[Events]:
         """Collect events from here on; enter before sending the command that causes them.
 
-        ``matching`` looks at the whole event message.
+        ``matching`` looks at the whole event message. What is collected stays until the block ends: to listen for long,
+        take what is wanted in ``matching`` itself, and return False.
         """
 
         def wanted(message: Message) -> bool:
@@ -119,6 +146,11 @@ class Monitor:
         finally:
             with contextlib.suppress(Exception):
                 self._client.remove_listener(listener)
+
+    async def broken(self) -> None:
+        """Return when the connection has ended, whoever ended it."""
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
 
     async def close(self) -> None:
         """End the connection; may be repeated."""
@@ -151,7 +183,9 @@ async def connect(
     silent because another client is connected to it.
     """
     target = parse_address(address)
-    client = QMPClient("hvext")
+    client = _Client("hvext")
+    # It keeps every event that it is not asked for: in a connection that stays open, for ever.
+    client.events.event_filter = lambda _message: False
     owner: int | None = None
     pid: int | None = None
     try:

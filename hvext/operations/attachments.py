@@ -44,40 +44,46 @@ def attach(
     host: ProviderHost,
     disk: Disk,
     *,
-    exclusive: bool = True,
+    exclusive: bool | None = True,
+    shared: bool = False,
     cancel: Cancel | None = None,
     obstacle: Obstacle = nothing_in_the_way,
 ) -> Attached:
-    """Attach and open a disk's volume; ``attach`` runs exactly once.
+    """Attach and open a disk's volume; ``attach`` runs exactly once. With ``exclusive`` None it is not opened.
 
     When the answer is unusable, the wished access is not in it, ``open`` fails, or on Ctrl-C, the volume is let go
-    again before the error is raised. ``obstacle`` is as ``choose_access`` takes it. Raises ProviderError, AccessError,
-    InputError; OperationFailed when it could not be let go.
+    again before the error is raised, unless it is ``shared`` with somebody who has it attached. ``obstacle`` is as
+    ``choose_access`` takes it. Raises ProviderError, AccessError, InputError; OperationFailed when it could not be let
+    go.
     """
     provider = host.find(disk.provider)
     secrets = given_secrets(disk)
     try:
         attachment = host.attach(provider, disk.volume, cancel=cancel, access=disk.access)
     except BaseException as error:
-        if not _refused(error):
+        if not (shared or _refused(error)):
             _let_go_after(error, host, disk)
         raise
     try:
         choice = choose_access(attachment, disk.access, look=opened_as, obstacle=obstacle, secrets=secrets)
-        host.run(provider, Action.OPEN, disk.volume, cancel=cancel, access=disk.access, exclusive=exclusive)
+        if exclusive is not None:
+            host.run(provider, Action.OPEN, disk.volume, cancel=cancel, access=disk.access, exclusive=exclusive)
     except BaseException as error:
-        _let_go_after(error, host, disk)
+        if not shared:
+            _let_go_after(error, host, disk)
         raise
     return Attached(disk=disk, provider=provider, attachment=attachment, choice=choice)
 
 
-def offer(host: ProviderHost, disk: Disk, *, obstacle: Obstacle = nothing_in_the_way) -> Attached:
+def offer(
+    host: ProviderHost, disk: Disk, *, obstacle: Obstacle = nothing_in_the_way, cancel: Cancel | None = None
+) -> Attached:
     """Ask the provider of a volume that is attached what it offers: ``attach`` again, which is idempotent.
 
     Whatever comes back, the volume stays attached. Raises ProviderError, AccessError.
     """
     provider = host.find(disk.provider)
-    attachment = host.attach(provider, disk.volume, access=disk.access)
+    attachment = host.attach(provider, disk.volume, cancel=cancel, access=disk.access)
     choice = choose_access(attachment, disk.access, look=opened_as, obstacle=obstacle, secrets=given_secrets(disk))
     return Attached(disk=disk, provider=provider, attachment=attachment, choice=choice)
 
@@ -100,7 +106,7 @@ def attach_all(
     host: ProviderHost,
     disks: list[Disk],
     *,
-    exclusive: bool = True,
+    exclusive: bool | None = True,
     obstacle: Callable[[Disk], Obstacle] = lambda _disk: nothing_in_the_way,
 ) -> list[Attached]:
     """Attach all disks side by side and return them in the same order; ``obstacle`` gives that of each disk.

@@ -25,6 +25,8 @@ from hvext.operations.threads import in_thread
 DEFAULT_QEMU = "qemu-system-x86_64"
 #: What the QEMUs that we are connected to can do.
 _known: WeakKeyDictionary[Monitor, Capabilities] = WeakKeyDictionary()
+#: Kept answers as they were read, by name, with what was made of them.
+_read: dict[str, tuple[object, Capabilities]] = {}
 #: QEMU looks for its modules there first.
 _MODULE_DIR = "QEMU_MODULE_DIR"
 
@@ -118,7 +120,10 @@ def binary_capabilities(qemu: str = DEFAULT_QEMU) -> Capabilities:
     name = _kept_name(f"binary {binary}", f"modules {os.environ.get(_MODULE_DIR, '')}")
     if (answer := cache.kept(name)) is not None:
         with contextlib.suppress(InputError):
-            return Capabilities.from_json(answer)
+            known = _read.get(name)
+            if known is None or known[0] is not answer:
+                known = _read[name] = (answer, Capabilities.from_json(answer))
+            return known[1]
     try:
         capabilities, files = _asked(str(Path(found).absolute()))
     except (ProgramError, MonitorError) as error:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid as uuid_module
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 from hvext.core.identity import DiskNames, owner_of_chardev
-from hvext.core.running import RunningDisk, parse_running
+from hvext.core.running import RunningDisk, parse_chains, parse_running
 from hvext.core.topology import (
     CONTROLLER_TYPES,
     PORT_TYPES,
@@ -28,22 +29,55 @@ _PC_BUS = "/machine/i440fx/pci.0"
 
 async def running_disks(monitor: Monitor) -> dict[uuid_module.UUID, RunningDisk]:
     """Return hvext's disks of the guest by uuid, whole or in pieces."""
-    nodes, peripherals, objects, chardevs = await asyncio.gather(
+    asked = await asyncio.gather(
         monitor.execute("query-named-block-nodes", {"flat": True}),
+        monitor.execute("query-blockstats"),
         _listing(monitor, _PERIPHERAL),
         _listing(monitor, "/objects"),
         _listing(monitor, "/chardevs"),
+        # All answers are awaited: one that is still to come would be the first thing that the next client is told.
+        return_exceptions=True,
     )
+    for answer in asked:
+        if isinstance(answer, BaseException):
+            raise answer
+    nodes, statistics, peripherals, objects, chardevs = cast("list[Any]", asked)
     own = [name for name in typed_children(chardevs) if owner_of_chardev(name)]
     paths = await asyncio.gather(*(_socket_path(monitor, name) for name in own))
     sockets = dict(zip(own, paths, strict=True))
-    return parse_running(nodes, typed_children(peripherals), typed_children(objects), sockets)
+    return parse_running(nodes, typed_children(peripherals), typed_children(objects), sockets, statistics)
 
 
 async def running_disk(monitor: Monitor, names: DiskNames) -> RunningDisk:
     """Return what QEMU has of one disk; all its parts are missing when it has nothing."""
     nothing = RunningDisk(names=names, device=None, model=None, root=None, throttle=None, protocols=(), objects=())
     return (await running_disks(monitor)).get(names.uuid, nothing)
+
+
+async def chain_of(monitor: Monitor, device: str) -> tuple[str, ...]:
+    """Return the names of the nodes that a device uses now, from its own down; none for a device that is not there."""
+    return parse_chains(await monitor.execute("query-blockstats")).get(device, ())
+
+
+async def size_of(monitor: Monitor, node: str) -> int | None:
+    """Return the size of a block node in bytes, or None when there is no such node."""
+    nodes = await monitor.execute("query-named-block-nodes", {"flat": True})
+    return next((found["image"]["virtual-size"] for found in nodes if found["node-name"] == node), None)
+
+
+async def seen_again(monitor: Monitor, known: RunningDisk) -> RunningDisk | None:
+    """Return what QEMU has of a disk now, told without a look at its storage; None when it has other nodes than before.
+
+    What QEMU is asked for otherwise (query-named-block-nodes) it finds out from the storage itself, for RBD, NFS and
+    Gluster: it hangs when that does not answer, and says nothing of any node when it is dead.
+    """
+    statistics, every, objects = await asyncio.gather(
+        monitor.execute("query-blockstats"),
+        monitor.execute("query-blockstats", {"query-nodes": True}),
+        _listing(monitor, "/objects"),
+    )
+    nodes = [entry["node-name"] for entry in every if "node-name" in entry]
+    return known.seen_again(parse_chains(statistics).get(str(known.device), ()), nodes, typed_children(objects))
 
 
 async def has_device(monitor: Monitor, device: str) -> bool:
@@ -105,6 +139,37 @@ async def topology(monitor: Monitor) -> Topology:
 async def iothreads(monitor: Monitor) -> set[str]:
     """Return the ids of the guest's iothreads."""
     return {entry["id"] for entry in await monitor.execute("query-iothreads")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerOf:
+    """The controller of a SCSI disk: its own path and that of the virtio device in it, and how many disks it has."""
+
+    device: str
+    path: str
+    disks: int
+
+
+async def controller_of(monitor: Monitor, device: str) -> ControllerOf | None:
+    """Return the controller that a SCSI disk hangs on, or None for a device that has none."""
+    bus = str(await monitor.execute("qom-get", {"path": f"{_PERIPHERAL}/{device}", "property": "parent_bus"}))
+    backend = bus.rpartition("/")[0]
+    if not backend.endswith("/virtio-backend"):
+        return None
+    disks = linked_children(await monitor.execute("qom-list", {"path": bus}))
+    return ControllerOf(device=backend.removesuffix("/virtio-backend"), path=backend, disks=len(disks))
+
+
+async def device_iothread(monitor: Monitor, device: str) -> str | None:
+    """Return the id of the iothread that a disk's device, or its controller, was given; None when it has none."""
+    controller = await controller_of(monitor, device)
+    path = controller.device if controller else f"{_PERIPHERAL}/{device}"
+    try:
+        iothread = await monitor.execute("qom-get", {"path": path, "property": "iothread"})
+    except CommandRefused:
+        # Other controllers than virtio-scsi know no iothreads.
+        return None
+    return str(iothread).rpartition("/")[2] or None
 
 
 async def _port(monitor: Monitor, name: str) -> Port:

@@ -93,7 +93,7 @@ def _start(running: list[StorageDaemon], program: str, folder: str, monitor: Mon
     words = ["--chardev", f"socket,id=qmp,path={folder}/qmp,server=on,wait=off", "--monitor", "chardev=qmp"]
     running.append(
         start_storage_daemon(
-            words, Path(folder), program=program, env=_environment(monitor.pid), prefix=_network(monitor.pid)
+            words, Path(folder), program=program, env=environment_of(monitor.pid), prefix=network_of(monitor.pid)
         )
     )
 
@@ -102,7 +102,7 @@ def _stop(daemon: StorageDaemon, _cancel: object) -> None:
     daemon.stop(grace_s=0)
 
 
-def _network(pid: int | None) -> tuple[str, ...]:
+def network_of(pid: int | None) -> tuple[str, ...]:
     """Return an argv that runs what is put behind it in the network of a process."""
     nsenter = which("nsenter")
     with contextlib.suppress(OSError):
@@ -111,7 +111,8 @@ def _network(pid: int | None) -> tuple[str, ...]:
     return ()
 
 
-def _environment(pid: int | None) -> dict[str, str]:
+def environment_of(pid: int | None) -> dict[str, str]:
+    """Return what a program that opens storage for a process has to have of that process's environment."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
         known = dict(pair.split("=", 1) for pair in pairs if "=" in pair)

@@ -16,21 +16,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from hvext.core.causes import hint_for
-from hvext.core.identity import DiskNames, ProtocolName
-from hvext.core.node import protocol_node_of, raw_node_of
-from hvext.core.running import Node, RunningDisk
-from hvext.core.uri import Location, masked
+from hvext.core.identity import DiskNames, parse_protocol_name
+from hvext.core.node import raw_node_of
+from hvext.core.running import RunningDisk
+from hvext.core.uri import Location
 from hvext.core.uri.location import Companions
-from hvext.errors import CapabilityError, CommandRefused, DiskNotFound, QemuError, RepointRefused
-from hvext.host.private import private_folder
+from hvext.errors import CapabilityError, CommandRefused, DiskNotFound, RepointRefused
 from hvext.host.qmp import Monitor
-from hvext.operations.capabilities import query_capabilities
-from hvext.operations.inspect import memory_is_shared, running_disk
-from hvext.operations.nodes import add_node, delete_node, needs_steps, remove_needs
-from hvext.operations.rehearsal import rehearse
+from hvext.operations.inspect import chain_of, running_disk
+from hvext.operations.nodes import delete_node, remove_needs
+from hvext.operations.opening import Movable, check_direct, location_obstacle, opening
 from hvext.operations.steps import Report, Step, carry_out, silent
 
 
@@ -64,20 +61,8 @@ async def repoint(monitor: Monitor, names: DiskNames, location: Location, *, rep
     after everything was undone.
     """
     disk = await movable(monitor, names)
-    if not location.block_node:
-        raise RepointRefused(
-            f"{location.words} is served to the guest directly: a running disk cannot be moved there",
-            hint="unplug the disk and plug it with that access",
-        )
-    if location.read_only and not disk.root.read_only:
-        raise RepointRefused(f"{location.words} can only be read, and the guest writes to disk {names.uuid}")
-    if location.needs_shared_memory and not await memory_is_shared(monitor):
-        raise RepointRefused(
-            f"the server at {location.words} would read and write the guest's memory, which is not shared",
-            hint="start QEMU with memory-backend-memfd,share=on",
-        )
-    if location.buffered_only:
-        raise RepointRefused(f"{location.words} needs the host's page cache, and a disk is moved past it")
+    if (refusal := await location_obstacle(monitor, disk, location)) is not None:
+        raise refusal
     target = location.words
     # QEMU does not report TLS: whether there are credentials tells it.
     needs = location.needs(Companions())
@@ -108,31 +93,19 @@ async def repoint_to_first(
     return await repoint(monitor, names, last, report=report)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Movable:
-    """A whole disk of a running guest: its raw node and the protocol node in use."""
-
-    running: RunningDisk
-    device: str
-    root: Node
-    protocol: Node
-
-    @property
-    def has_companions(self) -> bool:
-        """Whether the protocol node in use has objects beside it (secrets, TLS credentials)."""
-        return any(name.startswith(f"{self.protocol.name}-") for name in self.running.objects)
-
-    @property
-    def top(self) -> Node:
-        """The node whose size the guest sees."""
-        return self.running.top or self.root
-
-
 async def movable(monitor: Monitor, names: DiskNames) -> Movable:
-    """Return a disk of the guest, after removing protocol nodes that an interrupted move left.
+    """Return a disk of the guest, after removing nodes that an interrupted move or failover left.
 
     Raises DiskNotFound when the guest has no such disk, RepointRefused when it does not stand on hvext's nodes.
     """
+    running = await disk_in_guest(monitor, names)
+    if running.leftovers or len(running.protocols) > 1:
+        running = await without_leftovers(monitor, running)
+    return whole(running)
+
+
+async def disk_in_guest(monitor: Monitor, names: DiskNames) -> RunningDisk:
+    """Return what QEMU has of a disk that the guest has; raises DiskNotFound when it has not."""
     running = await running_disk(monitor, names)
     if running.device is None:
         if running.node_names:
@@ -141,8 +114,12 @@ async def movable(monitor: Monitor, names: DiskNames) -> Movable:
                 hint="hvext unplug removes them, hvext plug brings the disk back",
             )
         raise DiskNotFound(f"the guest has no disk {names.uuid}", hint="hvext disks lists those it has")
-    if len(running.protocols) > 1:
-        running = await _without_leftovers(monitor, running)
+    return running
+
+
+def whole(running: RunningDisk) -> Movable:
+    """Return the parts of a disk that can be moved; raises RepointRefused when it has not all of them."""
+    names = running.names
     if running.behind_vhost_user:
         raise RepointRefused(
             f"disk {names.uuid} is served over vhost-user: it has no block node that could be moved",
@@ -157,25 +134,16 @@ async def movable(monitor: Monitor, names: DiskNames) -> Movable:
     return Movable(running=running, device=running.device, root=running.root, protocol=running.protocol)
 
 
-async def _without_leftovers(monitor: Monitor, running: RunningDisk) -> RunningDisk:
-    """Delete protocol nodes that an interrupted move left; QEMU refuses to delete the one that is in use."""
-    for node in running.protocols:
+async def without_leftovers(monitor: Monitor, running: RunningDisk) -> RunningDisk:
+    """Delete nodes that an interruption left; QEMU refuses to delete one that is in use."""
+    for name in running.leftovers or [node.name for node in running.protocols]:
         try:
-            await delete_node(monitor, node.name)
+            await delete_node(monitor, name)
         except CommandRefused:
             continue
-        await remove_needs(monitor, node.name)
+        if parse_protocol_name(name) is not None:
+            await remove_needs(monitor, name)
     return await running_disk(monitor, running.names)
-
-
-def check_direct(disk: Movable) -> None:
-    """Raise RepointRefused for a disk whose storage is opened with the host's page cache in between."""
-    if not disk.protocol.direct:
-        raise RepointRefused(
-            f"disk {disk.running.names.uuid} is not opened with cache.direct=on: after a move the guest would read "
-            "stale data",
-            hint="only cache=none and cache=directsync disks can be moved; unplug it and plug it with cache=none",
-        )
 
 
 async def exchange(
@@ -188,27 +156,12 @@ async def exchange(
     """
     root, old, names = disk.root, disk.protocol, disk.running.names
     check_direct(disk)
-    opened = replace(old.by_name or ProtocolName(), generation=disk.running.free_generation)
-    new = protocol_node_of(
-        location,
-        names,
-        opened,
-        read_only=root.read_only,
-        direct=old.direct,
-        no_flush=old.no_flush,
-        folder=private_folder(),
-    )
-    needs = location.needs(Companions(node=names.protocol(opened), folder=private_folder()))
-    capabilities = await query_capabilities(monitor)
-    for item in needs.objects:
-        capabilities.check_object(item)
-    capabilities.check_node(new)
-    new_name = str(new["node-name"])
+    new = await opening(monitor, disk, location, exact_size=exact_size)
     target = location.words
 
     def reopen(protocol: str) -> dict[str, object]:
         options = raw_node_of(
-            names,
+            root.name,
             protocol,
             read_only=root.read_only,
             direct=root.direct,
@@ -217,40 +170,16 @@ async def exchange(
         )
         return {"options": [options]}
 
-    async def compare() -> None:
-        found = await running_disk(monitor, names)
-        size = next((node.size_bytes for node in found.protocols if node.name == new_name), None)
-        if size is None:
-            raise QemuError(f"node {new_name} is gone again")
-        if size != root.size_bytes if exact_size else size < root.size_bytes:
-            raise RepointRefused(
-                f"{target} has {size} bytes, the disk has {root.size_bytes}",
-                hint="the new location must be the same volume; after a grow use hvext resize",
-            )
+    async def stands_on_new() -> bool:
+        return new.name in await chain_of(monitor, disk.device)
 
-    async def open_new() -> None:
-        try:
-            await rehearse(monitor, location, needs, new)
-            await add_node(monitor, new)
-        except CommandRefused as error:
-            words = masked(" ".join(error.description.split()))
-            raise QemuError(f"QEMU does not open it: {words}", hint=hint_for(location.driver, words)) from error
-
-    steps = [
-        *needs_steps(monitor, needs, new_name),
-        Step(
-            name=f"open {target}",
-            do=open_new,
-            undo=lambda: delete_node(monitor, new_name),
-        ),
-        Step(name="compare the sizes", do=compare),
-        Step(
-            name="switch over",
-            do=lambda: monitor.execute("blockdev-reopen", reopen(new_name)),
-            undo=lambda: monitor.execute("blockdev-reopen", reopen(old.name)),
-        ),
-    ]
-    await carry_out(f"move disk {names.uuid} to {target}", steps, report=report)
+    switch = Step(
+        name="switch over",
+        do=lambda: monitor.execute("blockdev-reopen", reopen(new.name)),
+        undo=lambda: monitor.execute("blockdev-reopen", reopen(old.name)),
+        happened=stands_on_new,
+    )
+    await carry_out(f"move disk {names.uuid} to {target}", [*new.steps, switch], report=report)
 
     # The move is done: a node that stays is no reason to go back, and the next move removes it.
     async def close_old() -> None:

@@ -21,7 +21,8 @@ from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
 from hvext.operations import attachments
 from hvext.operations.inspect import running_disk
-from hvext.operations.repoint import Movable, check_direct, exchange, movable
+from hvext.operations.opening import Movable, check_direct
+from hvext.operations.repoint import exchange, movable
 from hvext.operations.steps import Report, Step, carry_out, silent
 from hvext.operations.threads import in_thread
 from hvext.operations.volumes import Grown, grow_volume
@@ -125,7 +126,7 @@ async def _offered(host: ProviderHost, disk: Disk, found: Movable) -> Location |
     node = found.protocol
     if node.grows_in_place:
         return None
-    offer = await in_thread(lambda _cancel: attachments.offer(host, disk))
+    offer = await in_thread(lambda cancel: attachments.offer(host, disk, cancel=cancel))
     for candidate in offer.choice.candidates:
         needs = candidate.location.needs(Companions())
         if candidate.location.reported == node.location and bool(needs.objects) == found.has_companions:

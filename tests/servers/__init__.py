@@ -29,6 +29,9 @@ have ``restart()``.
 ``prefix`` is an argv for `MachineOptions.prefix`, ``env`` for its ``env``. ``server.service`` (Ceph: ``mon`` and ``osd``)
 is the program itself: ``alive``, ``pid``, ``stop()``.
 
+``two_ways.two_ways(size)`` is one volume with an NBD server and a block device, either of which can be made to die, and
+a fence for the server (0.1 s; needs root).
+
 ``certificates.certificates()`` makes certificates for a server and its clients (0.1 s; share it). ``program`` starts,
 finds ready, freezes and ends one program; ``server`` is what the servers have in common; ``namespaces`` is for those
 that insist on places of their own.

@@ -43,14 +43,16 @@ def every_name(disk: DiskNames) -> list[str]:
         for aio in (None, *Aio)
         for discard in Discard
     ]
-    return [disk.root, disk.throttle_node, disk.device, disk.drive, *own(disk), *protocols]
+    return [*disk.roots, *disk.throttle_nodes, disk.device, disk.drive, *own(disk), *protocols]
 
 
 def test_the_names_of_a_disk_are_the_documented_ones() -> None:
     assert DISK.root == "hvbunuwxtnrjgtxgsxbrps6332ca"
     assert DISK.protocol(ProtocolName()) == "hvbunuwxtnrjgtxgsxbrps6332ca-00"
     assert DISK.protocol(ProtocolName(generation=35, aio=Aio.IO_URING, discard=Discard.UNMAP)) == f"{DISK.root}-7z"
+    assert DISK.roots == (DISK.root, f"{DISK.root}-r")
     assert DISK.throttle_node == "hvbunuwxtnrjgtxgsxbrps6332ca-t"
+    assert DISK.throttle_nodes == (DISK.throttle_node, f"{DISK.root}-u")
     assert DISK.device == "hv-0d1b4b5e-6d8a-4d3b-9a57-0c5f2f6f7a10"
     assert DISK.drive == "hv-0d1b4b5e-6d8a-4d3b-9a57-0c5f2f6f7a10-drive"
     assert DISK.throttle_group == "hv-0d1b4b5e-6d8a-4d3b-9a57-0c5f2f6f7a10-throttle"
@@ -64,7 +66,7 @@ def test_the_names_of_a_disk_are_the_documented_ones() -> None:
 
 @given(disk=disks, how=opened)
 def test_qemu_takes_every_name(disk: DiskNames, how: ProtocolName) -> None:
-    nodes = [disk.root, disk.throttle_node, disk.protocol(how)]
+    nodes = [*disk.roots, *disk.throttle_nodes, disk.protocol(how)]
     for name in nodes:
         assert len(name) <= NODE_NAME_LIMIT
     for name in (*nodes, disk.device, disk.drive, *own(disk)):
@@ -73,7 +75,7 @@ def test_qemu_takes_every_name(disk: DiskNames, how: ProtocolName) -> None:
 
 def test_one_disk_never_uses_a_name_twice() -> None:
     names = every_name(DISK)
-    assert len(set(names)) == len(names) == 7 + GENERATIONS * 8
+    assert len(set(names)) == len(names) == 9 + GENERATIONS * 8
 
 
 @given(one=disks, other=disks)
@@ -90,11 +92,10 @@ def test_disks_that_differ_in_one_bit_never_share_a_name(disk: DiskNames, bit: i
 
 @given(disk=disks, how=opened)
 def test_every_node_tells_whose_it_is_and_how_it_was_opened(disk: DiskNames, how: ProtocolName) -> None:
-    for name in (disk.root, disk.throttle_node, disk.protocol(how)):
+    for name in (*disk.roots, *disk.throttle_nodes, disk.protocol(how)):
         assert disk_of_node(name) == disk
     assert parse_protocol_name(disk.protocol(how)) == how
-    assert parse_protocol_name(disk.root) is None
-    assert parse_protocol_name(disk.throttle_node) is None
+    assert not any(parse_protocol_name(name) for name in (*disk.roots, *disk.throttle_nodes))
 
 
 @given(disk=disks)
@@ -117,6 +118,7 @@ def test_every_device_tells_whose_it_is_also_when_libvirt_named_it(disk: DiskNam
         f"{DISK.root}-0",
         f"{DISK.root}-80",
         f"{DISK.root}-tt",
+        f"{DISK.root}-s",
         f"{DISK.root}-000",
         f"x{DISK.root}",
         # The last digit carries two bits of the uuid alone: this one is no uuid's.
@@ -149,12 +151,12 @@ def test_a_device_of_somebody_else_is_left_alone(device: str) -> None:
     assert disk_of_device(device) is None
 
 
-@given(name=st.text() | st.from_regex(r"hv[a-z2-7]{26}(-[0-7t][0-9a-z]?)?", fullmatch=True))
+@given(name=st.text() | st.from_regex(r"hv[a-z2-7]{26}(-[0-7rtu][0-9a-z]?)?", fullmatch=True))
 def test_a_name_is_taken_for_a_disks_only_when_that_disk_would_make_it(name: str) -> None:
     disk = disk_of_node(name)
     if disk is not None:
         how = parse_protocol_name(name)
-        assert name in ((disk.protocol(how),) if how else (disk.root, disk.throttle_node))
+        assert name in ((disk.protocol(how),) if how else (*disk.roots, *disk.throttle_nodes))
 
 
 @pytest.mark.parametrize("generation", [-1, GENERATIONS])

@@ -66,9 +66,9 @@ def read_direct(storage: Storage, disk: Disk, size_bytes: int) -> bytes:
         attachments.detach(storage.host, disk)
 
 
-def kill_servers(storage: Storage) -> None:
-    """Kill the NBD servers of this storage's volumes, and no other process."""
-    killed = 0
+def pids_of_servers(storage: Storage) -> list[int]:
+    """Return the processes of the NBD servers of this storage's volumes."""
+    found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -77,6 +77,28 @@ def kill_servers(storage: Storage) -> None:
         except OSError:
             continue
         if b"qemu-storage-daemon" in command and str(storage.folder).encode() in command:
-            os.kill(int(entry.name), signal.SIGKILL)
-            killed += 1
+            found.append(int(entry.name))
+    return found
+
+
+def kill_servers(storage: Storage) -> None:
+    """Kill the NBD servers of this storage's volumes, and no other process."""
+    pids = pids_of_servers(storage)
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_servers_of(folder: Path) -> None:
+    """Kill the servers of the volume in a folder, and no other process."""
+    killed = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"qemu-storage-daemon" in command and f"{folder}/".encode() in command:
+                os.kill(int(entry.name), signal.SIGKILL)
+                killed += 1
     assert killed
