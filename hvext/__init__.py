@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from hvext.core.access import choose_access as choose_access
     from hvext.core.answer import Attachment as Attachment
     from hvext.core.answer import parse_answer as parse_answer
+    from hvext.core.audit import Finding as Finding
     from hvext.core.capability import Capabilities as Capabilities
     from hvext.core.disk import Disk as Disk
+    from hvext.core.hysteresis import FailBackRule as FailBackRule
     from hvext.core.options import Aio as Aio
     from hvext.core.options import Cache as Cache
     from hvext.core.options import DetectZeroes as DetectZeroes
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
     from hvext.core.options import Placement as Placement
     from hvext.core.options import Throttle as Throttle
     from hvext.core.running import RunningDisk as RunningDisk
+    from hvext.core.schedule import Pace as Pace
     from hvext.core.secret import Secret as Secret
+    from hvext.core.supervision import GiveUpRule as GiveUpRule
+    from hvext.core.supervision import Notice as Notice
     from hvext.core.uri import FileLocation as FileLocation
     from hvext.core.uri import Location as Location
     from hvext.core.uri import parse_uri as parse_uri
@@ -35,13 +40,19 @@ if TYPE_CHECKING:
     from hvext.core.volume import derived_uuid as derived_uuid
     from hvext.errors import AccessError as AccessError
     from hvext.errors import AnswerError as AnswerError
+    from hvext.errors import CannotCut as CannotCut
     from hvext.errors import CapabilityError as CapabilityError
     from hvext.errors import CommandRefused as CommandRefused
     from hvext.errors import CommandTimeout as CommandTimeout
     from hvext.errors import DiskNotFound as DiskNotFound
+    from hvext.errors import FailoverFailed as FailoverFailed
+    from hvext.errors import FailoverRefused as FailoverRefused
+    from hvext.errors import FenceFailed as FenceFailed
     from hvext.errors import HvextError as HvextError
     from hvext.errors import InputError as InputError
+    from hvext.errors import JournalError as JournalError
     from hvext.errors import LocationError as LocationError
+    from hvext.errors import MigrationRefused as MigrationRefused
     from hvext.errors import MonitorError as MonitorError
     from hvext.errors import OperationFailed as OperationFailed
     from hvext.errors import PlugError as PlugError
@@ -54,14 +65,22 @@ if TYPE_CHECKING:
     from hvext.errors import ScriptFailed as ScriptFailed
     from hvext.errors import ScriptTimeout as ScriptTimeout
     from hvext.errors import UnsupportedLocation as UnsupportedLocation
+    from hvext.errors import VolumeInUse as VolumeInUse
     from hvext.host.provider import ProviderHost as ProviderHost
     from hvext.operations.attachments import Attached as Attached
     from hvext.operations.attachments import attach as attach
     from hvext.operations.attachments import detach as detach
     from hvext.operations.attachments import offer as offer
+    from hvext.operations.audit import audit as audit
     from hvext.operations.capabilities import binary_capabilities as binary_capabilities
     from hvext.operations.capabilities import query_capabilities as query_capabilities
+    from hvext.operations.failover import FailedOver as FailedOver
+    from hvext.operations.fence import CommandFence as CommandFence
+    from hvext.operations.fence import FrozenDisk as FrozenDisk
+    from hvext.operations.fence import ProviderFence as ProviderFence
     from hvext.operations.plug import Plugged as Plugged
+    from hvext.operations.recover import Recovered as Recovered
+    from hvext.operations.recover import recover as recover
     from hvext.operations.repoint import Repointed as Repointed
     from hvext.operations.resize import Resized as Resized
     from hvext.operations.start import Start as Start
@@ -73,14 +92,18 @@ if TYPE_CHECKING:
     from hvext.operations.vm import Vm as Vm
     from hvext.operations.vm import open_vm as open_vm
     from hvext.operations.vm import open_vm_async as open_vm_async
+    from hvext.operations.volumes import attach_volume as attach_volume
     from hvext.operations.volumes import close_volume as close_volume
     from hvext.operations.volumes import create_volume as create_volume
+    from hvext.operations.volumes import detach_volume as detach_volume
     from hvext.operations.volumes import grow_volume as grow_volume
     from hvext.operations.volumes import open_volume as open_volume
     from hvext.operations.volumes import remove_volume as remove_volume
     from hvext.operations.volumes import set_volume_info as set_volume_info
     from hvext.operations.volumes import snapshot_volume as snapshot_volume
     from hvext.operations.volumes import verify_parameters as verify_parameters
+    from hvext.operations.watch import Watch as Watch
+    from hvext.operations.watch import WatchSettings as WatchSettings
 
 _HOMES = {
     "Access": "hvext.core.access",
@@ -91,9 +114,11 @@ _HOMES = {
     "Attached": "hvext.operations.attachments",
     "Attachment": "hvext.core.answer",
     "Cache": "hvext.core.options",
+    "CannotCut": "hvext.errors",
     "Capabilities": "hvext.core.capability",
     "CapabilityError": "hvext.errors",
     "Choice": "hvext.core.access",
+    "CommandFence": "hvext.operations.fence",
     "CommandRefused": "hvext.errors",
     "CommandTimeout": "hvext.errors",
     "DetectZeroes": "hvext.core.options",
@@ -103,21 +128,35 @@ _HOMES = {
     "DiskNotFound": "hvext.errors",
     "DiskOptions": "hvext.core.options",
     "ErrorPolicy": "hvext.core.options",
+    "FailBackRule": "hvext.core.hysteresis",
+    "FailedOver": "hvext.operations.failover",
+    "FailoverFailed": "hvext.errors",
+    "FailoverRefused": "hvext.errors",
+    "FenceFailed": "hvext.errors",
     "FileLocation": "hvext.core.uri",
+    "Finding": "hvext.core.audit",
+    "FrozenDisk": "hvext.operations.fence",
+    "GiveUpRule": "hvext.core.supervision",
     "HvextError": "hvext.errors",
     "InputError": "hvext.errors",
+    "JournalError": "hvext.errors",
     "Location": "hvext.core.uri",
     "LocationError": "hvext.errors",
+    "MigrationRefused": "hvext.errors",
     "MonitorError": "hvext.errors",
+    "Notice": "hvext.core.supervision",
     "OperationFailed": "hvext.errors",
+    "Pace": "hvext.core.schedule",
     "Placement": "hvext.core.options",
     "PlugError": "hvext.errors",
     "Plugged": "hvext.operations.plug",
     "ProviderError": "hvext.errors",
+    "ProviderFence": "hvext.operations.fence",
     "ProviderHost": "hvext.host.provider",
     "ProviderInvalid": "hvext.errors",
     "ProviderNotFound": "hvext.errors",
     "QemuError": "hvext.errors",
+    "Recovered": "hvext.operations.recover",
     "RenderError": "hvext.errors",
     "RepointRefused": "hvext.errors",
     "Repointed": "hvext.operations.repoint",
@@ -133,13 +172,19 @@ _HOMES = {
     "UnsupportedLocation": "hvext.errors",
     "Vm": "hvext.operations.vm",
     "Volume": "hvext.core.volume",
+    "VolumeInUse": "hvext.errors",
+    "Watch": "hvext.operations.watch",
+    "WatchSettings": "hvext.operations.watch",
     "attach": "hvext.operations.attachments",
+    "attach_volume": "hvext.operations.volumes",
+    "audit": "hvext.operations.audit",
     "binary_capabilities": "hvext.operations.capabilities",
     "choose_access": "hvext.core.access",
     "close_volume": "hvext.operations.volumes",
     "create_volume": "hvext.operations.volumes",
     "derived_uuid": "hvext.core.volume",
     "detach": "hvext.operations.attachments",
+    "detach_volume": "hvext.operations.volumes",
     "grow_volume": "hvext.operations.volumes",
     "offer": "hvext.operations.attachments",
     "open_vm": "hvext.operations.vm",
@@ -148,6 +193,7 @@ _HOMES = {
     "parse_answer": "hvext.core.answer",
     "parse_uri": "hvext.core.uri",
     "query_capabilities": "hvext.operations.capabilities",
+    "recover": "hvext.operations.recover",
     "remove_volume": "hvext.operations.volumes",
     "set_volume_info": "hvext.operations.volumes",
     "snapshot_volume": "hvext.operations.volumes",

@@ -156,5 +156,12 @@ def _vm(arguments: argparse.Namespace, host: ProviderHost) -> Iterator[Vm]:
     report = reporter(verbose=arguments.verbose)
     limit_s = arguments.qmp_timeout
     greeting_s = min(limit_s, CONNECT_TIMEOUT_S)
-    with open_vm(arguments.qmp, host=host, timeout_s=limit_s, connect_timeout_s=greeting_s, report=report) as vm:
+    with open_vm(
+        arguments.qmp,
+        host=host,
+        timeout_s=limit_s,
+        connect_timeout_s=greeting_s,
+        report=report,
+        name=arguments.vm,
+    ) as vm:
         yield vm

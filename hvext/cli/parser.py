@@ -79,6 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     _volume_commands(command)
     _start_commands(command)
     _guest_commands(command)
+    _recovery_commands(command)
+    _watch_command(command)
+    _migration_commands(command)
     can = command("capabilities", "capabilities:capabilities", "list what a QEMU can open and plug", _json)
     which = can.add_mutually_exclusive_group()
     which.add_argument("--qemu", metavar="BINARY", default="qemu-system-x86_64", help="default: %(default)s")
@@ -125,8 +128,8 @@ def _start_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "secret.ROLE=FILE and disk options; a comma in a value is doubled. Or a JSON object with the same keys.\n\n"
         + _DISK_OPTIONS.replace("-o KEY=VALUE, may be repeated", "keys of --disk"),
     )
-    args.add_argument("--disk", action="append", default=[], metavar="KEY=VALUE,…", help="a disk; may be repeated")
-    args.add_argument("--disks", metavar="FILE", help="a JSON list of disks ('-': standard input)")
+    _disks(args)
+    args.add_argument("--vm", metavar="NAME", help="the VM's name in the journal: what QEMU gets as -name")
     args.add_argument("--shared", action="store_true", help="open the volumes for shared access, as for migration")
     args.add_argument(
         "--format", choices=("blockdev", "drive", "qmp", "xml"), default="blockdev", help="default: %(default)s"
@@ -175,6 +178,144 @@ def _guest_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     resize.add_argument("--new-size", type=int, required=True, metavar="MIB")
     resize.add_argument("--size", type=int, metavar="MIB", help="the volume's size now (default: what the guest sees)")
     command("disks", "guest:disks", "list hvext's disks of a running guest", _qmp, _json)
+
+
+def _recovery_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    audit = command(
+        "audit", "recovery:audit", "compare the journal with what QEMU has, and list what is left over",
+        _some_vms, _json,
+        epilog="Without --qmp and --vm all VMs of the journal are looked at. Exit status 1 when anything is wrong.",
+    )  # fmt: skip
+    recover = command(
+        "recover", "recovery:recover", "finish or undo what a crash has left", _some_vms, _host, _json,
+        epilog="Without --qmp, --vm and --gone all VMs of the journal are seen to. May be repeated.\n"
+        "Exit status 1 when something had to be left as it is.",
+    )  # fmt: skip
+    recover.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
+    recover.add_argument(
+        "--gone", action="append", default=[], metavar="NAME", help="a VM whose QEMU has ended, or was never started"
+    )
+    for each in (audit, recover):
+        each.add_argument("--qmp-timeout", type=_seconds, default=30.0, metavar="S", help="default: %(default)g")
+
+
+def _some_vms(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--qmp", action="append", default=[], metavar="SOCKET", help="a guest's monitor (repeatable)")
+    parser.add_argument("--vm", action="append", default=[], metavar="NAME", help="a VM of the journal (repeatable)")
+
+
+def _migration_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    steps = (
+        "On the source: migrate-begin, migrate, stop. On the target: args --shared (and start QEMU with -S -incoming\n"
+        "defer), migrate-listen, migrate-finish. docs/migration.md has them in order."
+    )
+    begin = command(
+        "migrate-begin", "migrate:begin", "describe a guest for its migration, and open its volumes shared (source)",
+        _qmp, _disks, _host, _json, epilog="Prints JSON, which the target's commands take as --disks.\n" + steps,
+    )  # fmt: skip
+    begin.add_argument(
+        "--own-controller", action="store_true", help="hvext args made scsi0 at the start here, and is to there as well"
+    )
+    listen = command(
+        "migrate-listen", "migrate:listen", "have a QEMU wait for a guest, once it is like the source's (target)",
+        _qmp, _described, _json, epilog=steps,
+    )  # fmt: skip
+    listen.add_argument("--at", required=True, metavar="URI", help="tcp:ADDRESS:PORT (port 0: any) or unix:PATH")
+    migrate = command(
+        "migrate", "migrate:migrate", "send a guest to the target that waits for it (source)",
+        _qmp, _disks, _host, _json,
+        epilog="Ctrl-C, or a limit that is passed, cancels: the guest runs on here.\n" + steps,
+    )  # fmt: skip
+    migrate.add_argument("--to", required=True, metavar="URI", help="where it waits: tcp:HOST:PORT or unix:PATH")
+    migrate.add_argument("--target-qmp", metavar="SOCKET", help="the target's monitor: the guest runs there at once")
+    migrate.add_argument(
+        "--keep-source", action="store_true", help="leave this QEMU and its volumes: it must never go on"
+    )
+    migrate.add_argument("--time-limit", type=_seconds, metavar="S", help="cancel after that (default: never)")
+    migrate.add_argument(
+        "--stall", type=_seconds, metavar="S", default=30.0, help="cancel when nothing is sent (default: %(default)g)"
+    )
+    migrate.add_argument("--bandwidth", type=_seconds, metavar="MIB", help="MiB a second (default: QEMU's)")
+    migrate.add_argument("--downtime", type=_seconds, metavar="S", help="the pause to aim at (default: QEMU's 0.3)")
+    finish = command(
+        "migrate-finish", "migrate:finish", "let a guest run that arrived, and open its volumes exclusively (target)",
+        _qmp, _described, _host, _json, epilog=steps,
+    )  # fmt: skip
+    finish.add_argument("--wait", type=_seconds, metavar="S", default=30.0, help="for the guest (default: %(default)g)")
+    cancel = command(
+        "migrate-cancel", "migrate:cancel", "keep a guest, and open its volumes exclusively again (source)",
+        _qmp, _disks, _host, _json,
+        epilog="The target has to let go of the volumes before: hvext stop --close there.\n" + steps,
+    )  # fmt: skip
+    cancel.add_argument(
+        "--target-ended", action="store_true", help="the target's QEMU has ended and never let the guest run"
+    )
+    stop = command("stop", "migrate:stop", "detach the disks of an instance that has ended", _disks, _host, _json)
+    _vm(stop)
+    stop.add_argument("--close", action="store_true", help="close the volumes first: on a target that gets no guest")
+
+
+def _disks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--disk", action="append", default=[], metavar="KEY=VALUE,…", help="a disk; may be repeated")
+    parser.add_argument(
+        "--disks", metavar="FILE", help="a JSON list of disks, or what migrate-begin printed ('-': standard input)"
+    )
+    _withheld(parser)
+
+
+def _described(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--disks", required=True, metavar="FILE", help="what migrate-begin printed ('-': standard input)"
+    )
+    _withheld(parser)
+
+
+def _withheld(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--parameter-file", action="append", default=[], metavar="NAME=FILE",
+        help="a provider's parameter that is secret, and that migrate-begin leaves out",
+    )  # fmt: skip
+
+
+def _watch_command(command: Callable[..., argparse.ArgumentParser]) -> None:
+    watch = command(
+        "watch",
+        "watch:watch",
+        "supervise running guests: fail their disks over and back, and resume them",
+        _host,
+        _json,
+        epilog="Each guest needs a QMP monitor for this alone. SIGTERM and Ctrl-C end it after what is under way,\n"
+        "SIGHUP has it look for new guests, and try again what failed, at once. One line for each event.",
+    )
+    guests = watch.add_argument_group("which guests (at least one of these)")
+    guests.add_argument("--qmp", action="append", default=[], metavar="SOCKET", help="a monitor: a path or HOST:PORT")
+    guests.add_argument(
+        "--qmp-glob", action="append", default=[], metavar="PATTERN", help="sockets, looked for again and again; or DIR"
+    )
+    watch.add_argument("--once", action="store_true", help="bring in order what is broken now, and exit (1: not all)")
+    watch.add_argument("--rescan", type=_seconds, default=5.0, metavar="S", help="default: %(default)g")
+    watch.add_argument("--qmp-timeout", type=_seconds, default=30.0, metavar="S", help="default: %(default)g")
+    watch.add_argument("--state-dir", metavar="DIR", help="the journal's folder (default: as for all commands)")
+    pace = watch.add_argument_group("how fast, and for how long (docs/scale.md)")
+    pace.add_argument("--concurrent", type=_seconds, default=8.0, metavar="N", help="at once (default: %(default)g)")
+    pace.add_argument(
+        "--per-server", type=_seconds, default=20.0, metavar="N", help="connections a second (default: %(default)g)"
+    )
+    pace.add_argument("--give-up-tries", type=_seconds, default=30.0, metavar="N", help="default: %(default)g")
+    pace.add_argument("--give-up-after", type=_seconds, default=600.0, metavar="S", help="default: %(default)g")
+    back = watch.add_argument_group("back to the preferred storage")
+    back.add_argument("--no-fail-back", action="store_true", help="leave disks where they are")
+    back.add_argument("--checks", type=int, default=3, metavar="N", help="good looks in a row (default: %(default)s)")
+    back.add_argument("--hold", type=_seconds, default=30.0, metavar="S", help="for so long (default: %(default)g)")
+    frozen = watch.add_argument_group("storage that is alive and silent (docs/failover.md)")
+    frozen.add_argument("--sample", type=_seconds, default=5.0, metavar="S", help="look every (default: %(default)g)")
+    frozen.add_argument("--stuck", type=_seconds, default=10.0, metavar="S", help="frozen after (default: %(default)g)")
+    fence = frozen.add_mutually_exclusive_group()
+    fence.add_argument("--fence", choices=("none", "close"), default="none", help="close: the provider's script")
+    fence.add_argument("--fence-command", metavar="CMD", help="a program with arguments; status 0: it is fenced")
+    frozen.add_argument(
+        "--fence-leaves-server", action="store_true", help="the command takes the storage away, not the server"
+    )
 
 
 def _seconds(text: str) -> float:
@@ -253,9 +394,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--option", action="append", default=[], metavar="KEY=VALUE", help=_OPTIONS_HELP)
 
 
+def _vm(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vm", metavar="NAME", help="the VM's name in the journal (default: QEMU's -name)")
+
+
 def _qmp(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
     parser.add_argument("--qmp", required=True, metavar="SOCKET", help="the guest's QMP monitor: a path or HOST:PORT")
+    _vm(parser)
     parser.add_argument(
         "--qmp-timeout",
         type=_seconds,

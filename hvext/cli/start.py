@@ -6,14 +6,17 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shutil import which
 
-from hvext.cli.arguments import provider_host, split_commas
+from hvext.cli.arguments import pairs, provider_host, split_commas
 from hvext.cli.output import print_json, print_warnings
 from hvext.core.capability import Capabilities
 from hvext.core.disk import Disk
+from hvext.core.migration import Description
 from hvext.errors import InputError
+from hvext.host.private import read_secret_file
 from hvext.operations.capabilities import DEFAULT_QEMU, binary_capabilities
 from hvext.operations.start import Start, start_disks, stop_disks
 
@@ -21,13 +24,13 @@ from hvext.operations.start import Start, start_disks, stop_disks
 def args(arguments: argparse.Namespace) -> int:
     """Attach all disks and print QEMU's arguments for them."""
     host = provider_host(arguments)
-    disks = [parse_disk(text) for text in arguments.disk]
-    if arguments.disks:
-        disks += _from_file(arguments.disks)
-    if not disks:
-        raise InputError("no disks are given", hint="name them with --disk or --disks")
+    disks = given_disks(arguments)
     start = start_disks(
-        host, disks, exclusive=not arguments.shared, capabilities=_capabilities(arguments.qemu, arguments.format)
+        host,
+        disks,
+        exclusive=not arguments.shared,
+        capabilities=_capabilities(arguments.qemu, arguments.format),
+        name=arguments.vm,
     )
     try:
         for disk in start.disks:
@@ -36,7 +39,7 @@ def args(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
     except BaseException:
         # Nobody has the arguments: nothing may stay attached.
-        print_warnings([f"NOT detached: {words}" for words in stop_disks(host, disks)])
+        print_warnings([f"NOT detached: {words}" for words in stop_disks(host, disks, name=arguments.vm)])
         raise
     return 0
 
@@ -66,6 +69,30 @@ def parse_disk(text: str) -> Disk:
     return Disk.from_mapping(values)
 
 
+def given_disks(arguments: argparse.Namespace) -> list[Disk]:
+    """Return the disks of ``--disk`` and ``--disks``; raises InputError when there is none."""
+    disks = [parse_disk(text) for text in arguments.disk]
+    if arguments.disks:
+        secrets = file_values(arguments.parameter_file)
+        disks += _from_file(arguments.disks, secrets)
+    if not disks:
+        raise InputError("no disks are given", hint="name them with --disk or --disks")
+    return disks
+
+
+def file_values(texts: Sequence[str]) -> dict[str, str]:
+    """Return the values of ``--parameter-file`` by name; raises InputError."""
+    return {name: read_secret_file(path) for name, path in pairs(texts, "--parameter-file", "NAME=FILE").items()}
+
+
+def read_json(name: str, what: str) -> object:
+    """Return the JSON in a file, or on standard input for ``-``; raises InputError."""
+    try:
+        return json.loads(sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {what} from {name}: {error}") from error
+
+
 def _from_json(text: str, where: str) -> Disk:
     try:
         value = json.loads(text)
@@ -76,14 +103,12 @@ def _from_json(text: str, where: str) -> Disk:
     return Disk.from_mapping(value)
 
 
-def _from_file(name: str) -> list[Disk]:
-    try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        values = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read disks from {name}: {error}") from error
+def _from_file(name: str, secrets: Mapping[str, str]) -> list[Disk]:
+    values = read_json(name, "disks")
+    if isinstance(values, dict) and "disks" in values:
+        return [*Description.from_json(values).completed(secrets).disks]
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise InputError(f"{name} must hold a JSON list of disks")
+        raise InputError(f"{name} must hold a JSON list of disks, or what hvext migrate-begin printed")
     return [Disk.from_mapping(value) for value in values]
 
 

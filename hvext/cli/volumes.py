@@ -8,7 +8,7 @@ from hvext.cli.arguments import disk, parameters, provider_host
 from hvext.cli.output import print_json, print_warnings
 from hvext.core.disk import Disk
 from hvext.core.volume import Volume, derived_uuid
-from hvext.operations import attachments, volumes
+from hvext.operations import volumes
 
 
 def create(arguments: argparse.Namespace) -> int:
@@ -34,7 +34,7 @@ def grow(arguments: argparse.Namespace) -> int:
 
 def attach(arguments: argparse.Namespace) -> int:
     """Attach and open a volume, and print what it offers."""
-    attached = attachments.attach(provider_host(arguments), disk(arguments), exclusive=not arguments.shared)
+    attached = volumes.attach_volume(provider_host(arguments), disk(arguments), exclusive=not arguments.shared)
     offer = attached.attachment
     if arguments.json:
         print_json(
@@ -56,7 +56,7 @@ def attach(arguments: argparse.Namespace) -> int:
 
 def detach(arguments: argparse.Namespace) -> int:
     """Detach a volume."""
-    attachments.detach(provider_host(arguments), disk(arguments))
+    volumes.detach_volume(provider_host(arguments), disk(arguments))
     return _done(arguments, "detached")
 
 

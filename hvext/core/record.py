@@ -57,8 +57,9 @@ class ProcessId:
 class Unfinished:
     """An operation that was begun and whose end was not written down.
 
-    ``step`` is the step that was about to be done; ``by`` the process that did it; ``script`` that of a provider's
-    script that was started; ``since`` is seconds since 1970; ``details`` what the operation has to know to be
+    ``step`` is the step that was about to be done; ``by`` the process that did it, None for what waits for somebody
+    (a migration between its commands); ``script`` that of a provider's script that was started; ``since`` is seconds
+    since 1970; ``details`` what the operation has to know to be
     finished, such as a new size.
     """
 
@@ -100,6 +101,11 @@ class DiskRecord:
             )
         own = {name: secrets[name] for name in self.withheld}
         return _with_parameters(self.disk, {**self.disk.volume.parameters, **own})
+
+    @property
+    def attached(self) -> bool:
+        """Whether the volume is attached for this VM, as far as is known: an unplug of any disk is written down."""
+        return self.unfinished is None or bool(self.unfinished.details.get("attached", True))
 
     @property
     def words(self) -> str:

@@ -234,6 +234,11 @@ class Writer:
         self._console.run(f"{command} </dev/null >/dev/ttyS0 2>&1 &", timeout_s)
         self._pid = _number(self._answer("started", timeout_s, self._started_at), "pid")
 
+    def follow(self, console: Console) -> None:
+        """Speak to the writer over another console from now on: its guest was migrated, and it writes on."""
+        self._console = console
+        self._started_at = 0
+
     def status(self, timeout_s: float = 30.0) -> WriterStatus:
         """Return the counts so far, and start a new latency window."""
         return WriterStatus.from_fields(self._signal("USR1", "status", timeout_s))

@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -21,7 +20,7 @@ from urllib.parse import quote
 from hvext.errors import JournalError
 
 _MAX_NAME_BYTES = 200
-_RECORD, _LOCK = ".json", ".lock"
+_RECORD, _LOCK, _NEW = ".json", ".lock", ".new"
 #: Held for a moment by who compares the records of several VMs and writes one; no VM has this name.
 _COMPARING = "%"
 
@@ -54,12 +53,12 @@ class Lock:
 class JournalFolder:
     """The records of all VMs of a host, in ``path``."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = state_folder() if path is None else path
+    def __init__(self, path: Path | str | None = None) -> None:
+        self.path = Path(path).absolute() if path else state_folder()
 
-    def texts(self) -> dict[str, str]:
-        """Return the texts of all records, by their files' paths; raises JournalError."""
-        found = {}
+    def texts(self) -> dict[str, str | JournalError]:
+        """Return the texts of all records by their files' paths, or why one cannot be read; raises JournalError."""
+        found: dict[str, str | JournalError] = {}
         try:
             paths = sorted(path for path in self.path.iterdir() if path.name.endswith(_RECORD))
         except FileNotFoundError:
@@ -69,7 +68,10 @@ class JournalFolder:
         for path in paths:
             # It may have been removed meanwhile.
             with contextlib.suppress(FileNotFoundError):
-                found[str(path)] = _read(path)
+                try:
+                    found[str(path)] = _read(path)
+                except JournalError as error:
+                    found[str(path)] = error
         return found
 
     def load(self, name: str) -> str | None:
@@ -84,19 +86,24 @@ class JournalFolder:
         return str(self._file(name, _RECORD))
 
     def store(self, name: str, text: str) -> None:
-        """Write a VM's record, on the disk when this returns; raises JournalError, and the old one stays."""
+        """Write a VM's record, on the disk when this returns; call it with the VM's lock held.
+
+        Raises JournalError, and the old one stays.
+        """
         path = self._file(name, _RECORD)
         try:
             self._make()
-            descriptor, new = tempfile.mkstemp(prefix=".new-", dir=self.path)
+            # Always the same name: what a crash left is written over, and only who has the lock writes.
+            new = self._file(name, _NEW)
             try:
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                with new.open("w", encoding="utf-8") as file:
+                    new.chmod(0o600)
                     file.write(text)
                     file.flush()
-                    os.fsync(descriptor)
-                Path(new).replace(path)
+                    os.fsync(file.fileno())
+                new.replace(path)
             except BaseException:
-                Path(new).unlink(missing_ok=True)
+                new.unlink(missing_ok=True)
                 raise
             self._sync()
         except OSError as error:
@@ -107,6 +114,7 @@ class JournalFolder:
         path = self._file(name, _RECORD)
         try:
             path.unlink(missing_ok=True)
+            self._file(name, _NEW).unlink(missing_ok=True)
             self._sync()
         except OSError as error:
             raise _error("remove", path, error) from error
@@ -114,6 +122,20 @@ class JournalFolder:
     def try_lock(self, name: str) -> Lock | None:
         """Return the lock of a VM, or None while somebody else holds it; raises JournalError."""
         return self._try_lock(self._file(name, _LOCK))
+
+    def is_locked(self, name: str) -> bool:
+        """Return whether somebody holds a VM's lock now."""
+        try:
+            descriptor = os.open(self._file(name, _LOCK), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def holder(self, name: str) -> str:
         """Return what who holds a VM's lock says of itself; empty where that is not known."""

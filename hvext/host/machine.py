@@ -59,6 +59,8 @@ class MachineOptions:
     ``root_ports`` are the hot-plug places of q35, ``rp0`` and up (at most 24); ``pc`` has free slots of its own, and
     ``none`` has no devices at all. ``scsi_controllers`` are virtio-scsi-pci devices ``scsi0`` and up, served by the
     iothread ``scsi_iothread`` where one of ``iothreads`` is named. ``shared_memory`` is what vhost-user devices need.
+    ``version`` is that of the machine type (``7.2``; empty: the newest). ``incoming`` makes the machine wait for a
+    guest that is migrated to it: ``defer``, or where it listens.
     ``prefix`` is an argv that ends by executing its arguments (``ip netns exec …``); ``env`` is added to a bare
     environment.
     """
@@ -75,6 +77,8 @@ class MachineOptions:
     iothreads: tuple[str, ...] = ()
     shared_memory: bool = False
     start_paused: bool = False
+    version: str = ""
+    incoming: str = ""
     extra_args: tuple[str, ...] = ()
     qemu: str = "qemu-system-x86_64"
     prefix: tuple[str, ...] = ()
@@ -270,6 +274,8 @@ def machine_argv(options: MachineOptions, image: GuestImage | None, sockets: Pat
     argv += _slot_args(options)
     if image is None or options.start_paused:
         argv += ["-S"]
+    if options.incoming:
+        argv += ["-incoming", options.incoming]
     if image is not None:
         argv += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", KERNEL_ARGUMENTS]
     return [*argv, *options.extra_args]
@@ -280,7 +286,9 @@ def _board_args(options: MachineOptions) -> list[str]:
     if options.machine == "none":
         return ["-machine", "none", *accel]
     memory = ",memory-backend=mem0" if options.shared_memory else ""
-    argv = ["-machine", f"{options.machine}{memory}", *accel, "-m", str(options.memory_mib), "-smp", str(options.cpus)]
+    kinds = {"q35": "pc-q35-", "pc": "pc-i440fx-"}
+    machine = f"{kinds[options.machine]}{options.version}" if options.version else options.machine
+    argv = ["-machine", f"{machine}{memory}", *accel, "-m", str(options.memory_mib), "-smp", str(options.cpus)]
     if options.shared_memory:
         argv += ["-object", f"memory-backend-memfd,id=mem0,share=on,size={options.memory_mib}M"]
     if options.machine == "q35" and options.native_pcie_hotplug:

@@ -66,6 +66,13 @@ def remove_private(prefix: str) -> tuple[str, ...]:
     return tuple(removed)
 
 
+def private_files() -> tuple[str, ...]:
+    """Return the names of all private files; none where there is no folder."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return tuple(sorted(path.name for path in Path(private_folder()).iterdir()))
+    return ()
+
+
 def read_secret_file(path: str) -> str:
     """Return the text of a file that holds one secret, without the line end behind it; raises InputError."""
     try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import uuid as uuid_module
 from pathlib import Path
 
+from hvext.core.provider import Action
 from hvext.core.record import ProcessId
 
 
@@ -27,3 +29,36 @@ def this_process() -> ProcessId | None:
 def is_alive(process: ProcessId | None) -> bool:
     """Return whether that very process still runs; None is no process."""
     return process is not None and process_id(process.pid) == process
+
+
+def scripts_of(uuid: uuid_module.UUID) -> list[int]:
+    """Return the processes that are providers' scripts at work on a disk, started by whomever.
+
+    A script leads a session of its own and has the disk's uuid in its environment; the servers that it leaves behind
+    were started with other words. One that replaced itself by another program is not found.
+    """
+    wanted = f"VOL_UUID={uuid}".encode()
+    return [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _is_script(entry) and wanted in _words(entry / "environ")
+    ]
+
+
+def _is_script(entry: Path) -> bool:
+    program = [Path(os.fsdecode(word)) for word in _words(entry / "cmdline")[:2]]
+    return any(path.is_absolute() and path.name in tuple(Action) for path in program) and _leads(int(entry.name))
+
+
+def _leads(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
+def _words(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().split(b"\0")
+    except OSError:
+        return []

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -72,7 +73,8 @@ class ProviderHost:
 
     ``timeouts_s`` overrides ``timeout_s`` for single actions (keys are actions' names). ``log_directory`` None keeps
     no logs. ``environment`` is added to what the interface defines, for scripts that need, say, a proxy. ``on_start``
-    is called with the process number of every script that was started. Frozen, and safe to use from several threads.
+    is called with the volume and the process number of every script that was started. Frozen, and safe to use from
+    several threads.
     """
 
     search_path: Sequence[str] = DEFAULT_SEARCH_PATH
@@ -80,7 +82,7 @@ class ProviderHost:
     timeouts_s: Mapping[str, float] = field(default_factory=dict)
     log_directory: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    on_start: Callable[[int], None] | None = None
+    on_start: Callable[[Volume, int], None] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.search_path, str):
@@ -184,7 +186,7 @@ class ProviderHost:
                     keep_bytes=MAX_BYTES + 1,
                     on_output=log.output,
                     cancel=cancel,
-                    on_start=self.on_start,
+                    on_start=None if self.on_start is None else partial(self.on_start, volume),
                 )
             except HvextError as error:
                 raise _start_error(provider, error) from error

@@ -1,7 +1,8 @@
 """Which VM a monitor belongs to, as the journal names it.
 
-A VM's name is the one that the caller gives, else QEMU's own (``-name``), else the monitor's address. Two running QEMUs
-with one name are two VMs: the one that came later gets its process number behind its name.
+A VM's name is the one that the caller gives, else QEMU's own (``-name``), else its process number (``qemu-1234``), or
+the monitor's address where that is not known (TCP). Two running QEMUs with one name are two VMs: the one that came
+later gets its process number behind its name.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from pathlib import Path
 from hvext.core.record import ProcessId, VmRecord
 from hvext.errors import JournalError
 from hvext.host.journal import JournalFolder
-from hvext.host.proc import is_alive, process_id
+from hvext.host.proc import process_id
 from hvext.host.qmp import Monitor
 from hvext.operations.inspect import running_disks
-from hvext.operations.journal import Journal, read_records
+from hvext.operations.journal import Journal, another_runs, name_beside, read_records
 
 
 async def journal_of(monitor: Monitor, address: str, *, name: str | None = None, folder: JournalFolder) -> Journal:
@@ -39,11 +40,11 @@ def _name(given: str, address: str, process: ProcessId | None, records: Mapping[
         known = [record.name for record in records.values() if record.process == process]
         if given in known or (known and not given):
             return given or known[0]
-        beside = f"{given}@{process.pid}"
-        if beside in known:
-            return beside
+        # Whoever comes over another monitor at the same moment has to find the same name.
+        given = given or f"qemu-{process.pid}"
         other = records.get(given)
-        if other is not None and other.process is not None and is_alive(other.process):
+        beside = name_beside(given, process)
+        if beside in known or (other is not None and another_runs(other, process)):
             return beside
     return given or address
 

@@ -241,7 +241,12 @@ class _Plug:
     async def _attach(self) -> None:
         def work(cancel: Cancel) -> Attached:
             return attachments.attach(
-                self._host, self._disk, exclusive=self._exclusive, cancel=cancel, obstacle=self._obstacle
+                self._host,
+                self._disk,
+                exclusive=self._exclusive,
+                shared=self._shared,
+                cancel=cancel,
+                obstacle=self._obstacle,
             )
 
         self._attached = await in_thread(work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -14,14 +15,19 @@ from hvext.core.disk import Disk
 from hvext.core.domain_xml import disk_xml
 from hvext.core.options import DeviceModel
 from hvext.core.plan import DiskPlan, controller_iothread, plan_disk
+from hvext.core.record import Intent, Operation
 from hvext.core.secret import is_secret_name
 from hvext.core.topology import Controller, Topology, place_disk
 from hvext.errors import InputError, OperationFailed
+from hvext.host.journal import JournalFolder
 from hvext.host.private import private_folder, write_private
+from hvext.host.proc import is_alive
 from hvext.host.provider import ProviderHost
 from hvext.operations import attachments
 from hvext.operations.attachments import Attached
+from hvext.operations.journal import Journal, forget_ended, owners_of, read_records, users_of, waits
 from hvext.operations.openable import check_plan, openable
+from hvext.operations.steps import Report, silent
 
 #: Buses on which QEMU finds a free slot by itself.
 _ROOT_BUSES = ("pci.0", "pcie.0")
@@ -107,36 +113,84 @@ def _place(disk: Disk) -> str | None:
 
 
 def start_disks(
-    host: ProviderHost, disks: Sequence[Disk], *, exclusive: bool = True, capabilities: Capabilities | None = None
+    host: ProviderHost,
+    disks: Sequence[Disk],
+    *,
+    exclusive: bool | None = True,
+    capabilities: Capabilities | None = None,
+    name: str | None = None,
+    state: str | None = None,
+    report: Report = silent,
 ) -> Start:
     """Attach all disks side by side and plan them as a hot-plug would; secrets are written to private files.
 
-    ``capabilities`` are those of the QEMU that will be started: URIs that it cannot open are passed over.
+    ``exclusive`` is what the volumes are opened with; None leaves opening to the caller, before QEMU starts.
+    ``capabilities`` are those of the QEMU that will be started: URIs that it cannot open are passed over. ``name`` is
+    the VM's in the journal: what its QEMU will be called with ``-name``. Without one, the disks are written down under
+    a name of their own until their QEMU is seen. ``state`` is the journal's folder.
 
     SCSI disks that name no controller share one, ``scsi0``, which the arguments make; with ``iothread=auto`` it gets
-    an iothread of its own. When anything fails, all volumes are let go again. Raises OperationFailed, and InputError
-    before anything is attached.
+    an iothread of its own. When anything fails, all volumes are let go again. Raises OperationFailed, JournalError, and
+    InputError and PlugError before anything is attached.
     """
     sharing = [disk for disk in disks if _is_scsi(disk) and disk.options.placement.bus is None]
     placed = _placed(disks, sharing)
     check_disks(placed)
-    attached = attachments.attach_all(
-        host, placed, exclusive=exclusive, obstacle=lambda disk: openable(capabilities, disk.names, disk.options)
-    )
-    try:
-        start = Start(disks=tuple(_prepared(attached, sharing)))
-        for disk in start.disks:
-            if capabilities is not None:
-                check_plan(capabilities, disk.plan)
-            write_private(disk.plan.needs.files)
-    except BaseException as error:
-        left = attachments.detach_all(host, [item.disk for item in attached])
-        if left:
-            raise OperationFailed(
-                f"cannot plan the disks: {error}; NOT detached: {'; '.join(left)}", step="plan", left=left
-            ) from error
-        raise
+    if not placed:
+        return Start(disks=())
+    journal = _journal(JournalFolder(state), name, placed[0])
+    with journal.locked_now(), contextlib.ExitStack() as entries:
+        begun = [
+            entries.enter_context(
+                journal.begin(Operation.START, disk, intent=Intent.PRESENT, exclusive=bool(exclusive)).written_down()
+            )
+            for disk in placed
+        ]
+        notes = [entry.reporter() for entry in begun]
+
+        def step(words: str) -> None:
+            with journal.at_once():
+                for note in notes:
+                    note(words)
+            report(words)
+
+        step("attach the volumes")
+        attached = attachments.attach_all(
+            journal.host(host),
+            placed,
+            exclusive=exclusive,
+            obstacle=lambda disk: openable(capabilities, disk.names, disk.options),
+        )
+        try:
+            step("write the private files")
+            start = Start(disks=tuple(_prepared(attached, sharing)))
+            for prepared in start.disks:
+                if capabilities is not None:
+                    check_plan(capabilities, prepared.plan)
+                write_private(prepared.plan.needs.files)
+            # Volumes that are opened for shared access are those of a guest that is still to come.
+            waiting = None if exclusive else waits(Operation.MIGRATE, "waits for its guest", incoming=True)
+            with journal.at_once():
+                for entry in begun:
+                    entry.end(waiting=waiting)
+        except BaseException as error:
+            left = attachments.detach_all(host, [item.disk for item in attached])
+            if left:
+                raise OperationFailed(
+                    f"cannot plan the disks: {error}; NOT detached: {'; '.join(left)}", step="plan", left=left
+                ) from error
+            for entry in begun:
+                entry.revert()
+            raise
     return start
+
+
+def _journal(folder: JournalFolder, name: str | None, first: Disk) -> Journal:
+    """Return where the start is written down: under the VM's name, unless another QEMU runs under it."""
+    known = read_records(folder).get(name) if name else None
+    if name and not (known and is_alive(known.process)):
+        return Journal(folder, name)
+    return Journal(folder, f"start of {first.names.device}")
 
 
 def _is_scsi(disk: Disk) -> bool:
@@ -214,6 +268,42 @@ def _on_controller(disk: Disk, first: Disk, taken: set[tuple[int, int]]) -> Disk
     return replace(disk, options=options)
 
 
-def stop_disks(host: ProviderHost, disks: Sequence[Disk]) -> list[str]:
-    """Detach the volumes of an instance that has ended, side by side; return what went wrong."""
-    return attachments.detach_all(host, list(disks))
+def forget_disks(
+    host: ProviderHost, disks: Sequence[Disk], *, name: str | None = None, state: str | None = None
+) -> None:
+    """Detach volumes that `start_disks` attached for a QEMU that is not there (any more); may be repeated.
+
+    Raises OperationFailed, which names those that could not be.
+    """
+    if left := stop_disks(host, disks, name=name, state=state):
+        raise OperationFailed(f"cannot detach {'; '.join(left)}", step="detach", left=left)
+
+
+def stop_disks(
+    host: ProviderHost, disks: Sequence[Disk], *, name: str | None = None, state: str | None = None
+) -> list[str]:
+    """Detach the volumes of an instance that has ended, side by side; return what went wrong.
+
+    A volume that a running VM of this host has stays attached, and is among them. ``name`` is the VM's in the journal;
+    without one, the disks are forgotten by every VM whose QEMU does not run. Raises JournalError.
+    """
+    folder = JournalFolder(state)
+    records = read_records(folder)
+    owners = owners_of(disks, records, name=name)
+    kept = {
+        disk.names: users
+        for disk in disks
+        if (users := [user for user in users_of(disk, records, but="") if user not in owners])
+    }
+    left = attachments.detach_all(host, [disk for disk in disks if disk.names not in kept])
+    failed = [disk for disk in disks if any(words.startswith(f"{_words(disk)}:") for words in left)]
+    forget_ended([disk for disk in disks if disk not in failed], folder, name=name)
+    return left + [
+        f"{_words(disk)}: stays attached, VM {kept[disk.names][0]} on this host has it"
+        for disk in disks
+        if disk.names in kept
+    ]
+
+
+def _words(disk: Disk) -> str:
+    return f"{disk.provider}/{disk.volume.name}"

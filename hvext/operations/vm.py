@@ -7,23 +7,27 @@ import contextlib
 import uuid as uuid_module
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
-from hvext.core.record import Intent, Operation
+from hvext.core.record import DiskRecord, Intent, Operation
 from hvext.core.running import RunningDisk
 from hvext.core.uri import Location, parse_uri
-from hvext.errors import HvextError, JournalError, PlugError
+from hvext.errors import DiskNotFound, HvextError, JournalError, PlugError
 from hvext.host.files import opened_as
 from hvext.host.journal import JournalFolder
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S, DEFAULT_TIMEOUT_S, Monitor, connect
+from hvext.operations import attachments, failover
+from hvext.operations import fence as fencing
 from hvext.operations import plug as plugging
 from hvext.operations import repoint as repointing
 from hvext.operations import resize as resizing
 from hvext.operations import unplug as unplugging
+from hvext.operations.attachments import Attached, Obstacle, nothing_in_the_way
+from hvext.operations.failover import FailedOver
+from hvext.operations.fence import FrozenDisk
 from hvext.operations.identify import journal_of
 from hvext.operations.inspect import has_device, running_disk, running_disks
 from hvext.operations.journal import Entry, Journal, read_records, users_of
@@ -31,23 +35,29 @@ from hvext.operations.plug import Plugged
 from hvext.operations.repoint import Repointed
 from hvext.operations.resize import Resized
 from hvext.operations.steps import Report, silent
+from hvext.operations.threads import in_thread
 from hvext.operations.unplug import Unplugged, UnplugState
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """One operation under way: its journal's entry (None for a disk that the journal does not know)."""
+class Work:
+    """An operation under way: its entries in the journal (none for a disk that the journal does not know)."""
 
-    entry: Entry | None
+    entries: tuple[Entry, ...]
     host: ProviderHost
     report: Report
 
+    @property
+    def before(self) -> DiskRecord | None:
+        """What was written down about the disk before, for an operation on one."""
+        return self.entries[0].before if self.entries else None
+
     def end(self, intent: Intent | None = Intent.PRESENT, **values: Any) -> None:
-        """Write down that it ended well."""
-        if self.entry is not None:
-            self.entry.end(intent, **values)
+        """Write down that it ended well; see ``Entry.end``."""
+        for entry in self.entries:
+            entry.end(intent, **values)
 
 
 class AsyncVm:
@@ -75,29 +85,52 @@ class AsyncVm:
         """What is written down about this VM."""
         return self._journal
 
+    @property
+    def host(self) -> ProviderHost:
+        """Where and how providers are run."""
+        return self._host
+
+    @property
+    def report(self) -> Report:
+        """What is called with the name of every step."""
+        return self._report
+
     @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
+    async def alone(self) -> AsyncIterator[None]:
+        """Keep every other operation on this VM away in the block, of this process and of others.
+
+        Raises JournalError when another process takes too long.
+        """
         async with self._lock, self._journal.locked():
             yield
 
     @contextlib.asynccontextmanager
-    async def _operation(
+    async def operation(
         self,
         operation: Operation,
-        disk: Disk | None,
-        *,
+        *disks: Disk | None,
         intent: Intent = Intent.PRESENT,
         one_way: bool = False,
         exclusive: bool = False,
         details: Mapping[str, Any] | None = None,
-    ) -> AsyncIterator[_Work]:
-        """Write an operation on a disk down, with the lock held; None is a disk that the journal does not know."""
-        if disk is None:
-            yield _Work(entry=None, host=self._host, report=self._report)
-            return
-        entry = self._journal.begin(operation, disk, intent=intent, exclusive=exclusive, details=details)
-        with entry.written_down(one_way=one_way):
-            yield _Work(entry=entry, host=entry.host(self._host), report=entry.reporter(self._report))
+    ) -> AsyncIterator[Work]:
+        """Write an operation on disks down, ``alone``; None is a disk that the journal does not know."""
+        with contextlib.ExitStack() as stack:
+            entries = []
+            for disk in disks:
+                if disk is not None:
+                    entry = self._journal.begin(operation, disk, intent=intent, exclusive=exclusive, details=details)
+                    entries.append(stack.enter_context(entry.written_down(one_way=one_way)))
+            notes = [entry.reporter() for entry in entries]
+
+            def report(name: str) -> None:
+                if notes:
+                    with self._journal.at_once():
+                        for note in notes:
+                            note(name)
+                self._report(name)
+
+            yield Work(entries=tuple(entries), host=self._journal.host(self._host), report=report)
 
     def _known(self, uuid: uuid_module.UUID) -> Disk | None:
         """Return a disk that the journal knows; what it lacks are only secrets that are gone."""
@@ -134,21 +167,32 @@ class AsyncVm:
         """Return the disks that are elsewhere than their access choice says, because their storage had died."""
         return {uuid for uuid, record in self._journal.read().disks.items() if record.failed_over}
 
+    async def offer(self, disk: Disk, *, obstacle: Obstacle = nothing_in_the_way) -> Attached:
+        """Ask the provider again what it offers for a disk that is meant to be in the guest: ``attach`` is idempotent.
+
+        Raises DiskNotFound for one that is not (asking would attach its volume), ProviderError, AccessError.
+        """
+        async with self.alone():
+            known = self._journal.record.disks.get(disk.volume.uuid)
+            if known is None or known.intent is Intent.ABSENT:
+                raise DiskNotFound(f"disk {disk.names.uuid} is not meant to be in VM {self._journal.name} any more")
+            return await in_thread(lambda cancel: attachments.offer(self._host, disk, obstacle=obstacle, cancel=cancel))
+
     async def plug(self, disk: Disk, *, exclusive: bool = True) -> Plugged:
         """Attach a disk's volume and plug it; see ``hvext.operations.plug``.
 
         Repeating a plug that was interrupted completes it. Raises also PlugError for a volume that another VM of this
         host has, unless it is plugged with ``exclusive`` False.
         """
-        async with self._alone(), self._operation(Operation.PLUG, disk, exclusive=exclusive) as work:
-            before = work.entry.before if work.entry else None
+        async with self.alone(), self.operation(Operation.PLUG, disk, exclusive=exclusive) as work:
+            before = work.before
             if before is not None and before.intent is Intent.ABSENT:
                 await self._check_not_pending(disk)
             result = await plugging.plug(
                 self._monitor, work.host, disk, exclusive=exclusive, shared=self._shared(disk), report=work.report
             )
-            if not result.changed and before is not None and before.unfinished is None and work.entry is not None:
-                work.entry.revert()
+            if not result.changed and before is not None and before.unfinished is None:
+                work.entries[0].revert()
             else:
                 work.end()
             return result
@@ -162,18 +206,21 @@ class AsyncVm:
 
     async def unplug(self, disk: Disk, *, timeout_s: float = unplugging.DEFAULT_TIMEOUT_S) -> Unplugged:
         """Unplug a disk and detach its volume; a PENDING result is finished by a later call, or by ``hvext watch``."""
-        async with self._alone():
+        async with self.alone():
             return await self._unplug(disk, timeout_s)
 
     async def _unplug(self, disk: Disk, timeout_s: float) -> Unplugged:
-        async with self._operation(Operation.UNPLUG, disk, intent=Intent.ABSENT, one_way=True) as work:
-            before = work.entry.before if work.entry else None
+        # A disk that nobody wrote down may be another guest's, also when this is interrupted and recovered.
+        before = self._journal.record.disks.get(disk.volume.uuid)
+        attached = before is not None and before.attached
+        details = {} if attached else {"attached": False}
+        async with self.operation(Operation.UNPLUG, disk, intent=Intent.ABSENT, one_way=True, details=details) as work:
             result = await unplugging.unplug_and_detach(
                 self._monitor,
                 work.host,
                 disk,
                 timeout_s=timeout_s,
-                attached=before is not None,
+                attached=attached,
                 shared=self._shared(disk),
                 report=work.report,
             )
@@ -190,22 +237,24 @@ class AsyncVm:
         A disk that is meant to be there, or that nobody wrote down, is left alone. Raises OperationFailed,
         JournalError.
         """
-        async with self._alone():
+        async with self.alone():
             known = self._journal.record.disks.get(uuid)
-            disk = self._known(uuid)
-            if known is None or disk is None or known.intent is Intent.PRESENT:
+            if (
+                known is None
+                or known.intent is Intent.PRESENT
+                or await has_device(self._monitor, known.disk.names.device)
+            ):
                 return None
-            if await has_device(self._monitor, disk.names.device):
-                return None
-            return await self._unplug(disk, timeout_s=0)
+            disk = self._journal.whole(uuid)
+            return None if disk is None else await self._unplug(disk, timeout_s=0)
 
     async def unplug_only(
         self, uuid: uuid_module.UUID, *, timeout_s: float = unplugging.DEFAULT_TIMEOUT_S
     ) -> Unplugged:
         """Unplug a disk and leave its volume attached."""
-        async with self._alone():
+        async with self.alone():
             known = self._known(uuid)
-            async with self._operation(Operation.UNPLUG, known, intent=Intent.ABSENT, one_way=True) as work:
+            async with self.operation(Operation.UNPLUG, known, intent=Intent.ABSENT, one_way=True) as work:
                 result = await unplugging.unplug(
                     self._monitor, DiskNames(uuid), timeout_s=timeout_s, report=work.report
                 )
@@ -219,15 +268,35 @@ class AsyncVm:
 
     async def repoint_to_first(self, uuid: uuid_module.UUID, locations: Sequence[Location]) -> Repointed:
         """Move a disk to the first of several accesses to the same volume that it can be moved to."""
-        async with self._alone(), self._operation(Operation.REPOINT, self._known(uuid)) as work:
+        async with self.alone(), self.operation(Operation.REPOINT, self._known(uuid)) as work:
             result = await repointing.repoint_to_first(self._monitor, DiskNames(uuid), locations, report=work.report)
             work.end(failed_over=False)
             return result
 
+    async def fail_over(self, disk: Disk, locations: Sequence[Location]) -> FailedOver:
+        """Put other storage in the place of a disk's dead storage; see ``hvext.operations.failover``."""
+        async with self.alone(), self.operation(Operation.FAIL_OVER, disk) as work:
+            result = await failover.fail_over(self._monitor, disk.names, locations, report=work.report)
+            work.end(failed_over=True)
+            return result
+
+    async def fail_over_frozen(self, frozen: Sequence[FrozenDisk]) -> tuple[FailedOver, ...]:
+        """Fence silent storage, cut it off and fail its disks over; see ``hvext.operations.fence``."""
+        disks = [each.disk for each in frozen]
+        async with self.alone(), self.operation(Operation.FAIL_OVER, *disks) as work:
+            results = await fencing.fail_over_frozen(self._monitor, frozen, report=work.report)
+            work.end(failed_over=True)
+            return results
+
+    async def resume(self) -> bool:
+        """Let the guest run again when an I/O error has stopped it, and return whether it had; never else."""
+        async with self.alone():
+            return await failover.resume(self._monitor)
+
     async def resize(self, disk: Disk, new_size_mib: int, *, old_size_mib: int | None = None) -> Resized:
         """Grow a disk and its volume; the guest sees the new size afterwards."""
         details = {"new_size_mib": new_size_mib, "old_size_mib": old_size_mib}
-        async with self._alone(), self._operation(Operation.RESIZE, disk, one_way=True, details=details) as work:
+        async with self.alone(), self.operation(Operation.RESIZE, disk, one_way=True, details=details) as work:
             result = await resizing.resize(
                 self._monitor, work.host, disk, new_size_mib, old_size_mib=old_size_mib, report=work.report
             )
@@ -251,7 +320,7 @@ async def open_vm_async(
     ``timeout_s`` limits single QMP commands; ``report`` is called with the name of every step that begins. ``name`` is
     the VM's in the journal (default: QEMU's own), ``state`` the journal's folder. Raises MonitorError, JournalError.
     """
-    folder = JournalFolder(Path(state) if state else None)
+    folder = JournalFolder(state)
     async with connect(qmp, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s) as monitor:
         journal = await journal_of(monitor, qmp, name=name, folder=folder)
         yield AsyncVm(monitor, host or ProviderHost(), report, journal)
@@ -290,6 +359,18 @@ class Vm:
     def repoint_to_first(self, uuid: uuid_module.UUID, locations: Sequence[Location]) -> Repointed:
         """See ``AsyncVm.repoint_to_first``."""
         return self._run(self._vm.repoint_to_first(uuid, locations))
+
+    def known_disks(self) -> dict[uuid_module.UUID, Disk]:
+        """See ``AsyncVm.known_disks``."""
+        return self._run(self._vm.known_disks())
+
+    def fail_over(self, disk: Disk, locations: Sequence[Location]) -> FailedOver:
+        """See ``AsyncVm.fail_over``."""
+        return self._run(self._vm.fail_over(disk, locations))
+
+    def resume(self) -> bool:
+        """See ``AsyncVm.resume``."""
+        return self._run(self._vm.resume())
 
     def resize(self, disk: Disk, new_size_mib: int, *, old_size_mib: int | None = None) -> Resized:
         """See ``AsyncVm.resize``."""

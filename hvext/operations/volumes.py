@@ -6,10 +6,16 @@ from dataclasses import dataclass
 
 from hvext.core.disk import Disk
 from hvext.core.provider import Action
+from hvext.core.record import same_volume
 from hvext.core.volume import check_size_mib
-from hvext.errors import InputError
+from hvext.errors import InputError, VolumeInUse
+from hvext.host.journal import JournalFolder
+from hvext.host.proc import is_alive
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
+from hvext.operations import attachments
+from hvext.operations.attachments import Attached
+from hvext.operations.journal import forget_ended, read_records, users_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +31,34 @@ def create_volume(host: ProviderHost, disk: Disk, size_mib: int) -> None:
     host.run(host.find(disk.provider), Action.CREATE, disk.volume, access=disk.access, size_mib=size_mib)
 
 
+def attach_volume(host: ProviderHost, disk: Disk, *, exclusive: bool = True) -> Attached:
+    """Attach and open a volume for the caller; see ``attachments.attach``. The caller detaches it."""
+    return attachments.attach(host, disk, exclusive=exclusive, shared=bool(_users(disk)))
+
+
+def detach_volume(host: ProviderHost, disk: Disk) -> None:
+    """Detach a volume that no running VM of this host has; may be repeated.
+
+    Raises VolumeInUse for one that a VM has, and ProviderError.
+    """
+    if users := _users(disk):
+        raise VolumeInUse(
+            f"{disk.provider}/{disk.volume.name} is a disk of VM {users[0]}, which runs",
+            hint="hvext unplug lets it go; hvext audit shows what each VM has",
+        )
+    attachments.detach(host, disk)
+    forget_ended([disk], JournalFolder())
+
+
 def remove_volume(host: ProviderHost, disk: Disk) -> None:
-    """Remove a volume with all its data."""
+    """Remove a volume with all its data; raises VolumeInUse for one that is attached for a VM of this host."""
+    records = read_records(JournalFolder())
+    for record in records.values():
+        if any(same_volume(disk, known.disk) for known in record.disks.values()):
+            raise VolumeInUse(
+                f"{disk.provider}/{disk.volume.name} is attached for VM {record.name}",
+                hint="hvext unplug lets it go; hvext recover does when its QEMU has ended",
+            )
     host.run(host.find(disk.provider), Action.REMOVE, disk.volume, access=disk.access)
 
 
@@ -55,6 +87,12 @@ def grow_volume(
     return Grown(changed=True, size_mib=new_size_mib)
 
 
+def _users(disk: Disk) -> list[str]:
+    """Return the running VMs of this host that have the volume."""
+    records = {name: record for name, record in read_records(JournalFolder()).items() if is_alive(record.process)}
+    return users_of(disk, records, but="")
+
+
 def set_volume_info(host: ProviderHost, disk: Disk, metadata: str) -> None:
     """Store metadata with a volume; Ganeti stores ``originstname+<instance>``."""
     host.run(host.find(disk.provider), Action.SETINFO, disk.volume, access=disk.access, metadata=metadata)
@@ -72,15 +110,16 @@ def snapshot_volume(host: ProviderHost, disk: Disk, name: str, size_mib: int) ->
     )
 
 
-def open_volume(host: ProviderHost, disk: Disk, *, exclusive: bool) -> bool:
+def open_volume(host: ProviderHost, disk: Disk, *, exclusive: bool, cancel: Cancel | None = None) -> bool:
     """Open a volume for I/O; False when the provider has no ``open``, which is fine."""
-    run = host.run(host.find(disk.provider), Action.OPEN, disk.volume, access=disk.access, exclusive=exclusive)
+    provider = host.find(disk.provider)
+    run = host.run(provider, Action.OPEN, disk.volume, cancel=cancel, access=disk.access, exclusive=exclusive)
     return run is not None
 
 
-def close_volume(host: ProviderHost, disk: Disk) -> bool:
+def close_volume(host: ProviderHost, disk: Disk, *, cancel: Cancel | None = None) -> bool:
     """Close a volume; False when the provider has no ``close``, which is fine."""
-    return host.run(host.find(disk.provider), Action.CLOSE, disk.volume, access=disk.access) is not None
+    return host.run(host.find(disk.provider), Action.CLOSE, disk.volume, cancel=cancel, access=disk.access) is not None
 
 
 def verify_parameters(host: ProviderHost, disk: Disk) -> None:

@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = (
     *("providers", "provider", "create", "remove", "grow", "attach", "detach", "open", "close", "setinfo", "snapshot"),
     *("verify", "args", "explain", "plug", "unplug", "repoint", "resize", "disks", "capabilities"),
-    "demo",
+    *("demo", "audit", "recover", "watch", "migrate-begin", "migrate-listen", "migrate", "migrate-finish"),
+    *("migrate-cancel", "stop"),
 )
 SOON_S = 60.0
 RBD_AND_PATH = "/dev/rbd0\nkvm:rbd:pool/image\nxen-pvm:phy:x\n"

@@ -1,0 +1,52 @@
+"""``hvext audit`` and ``hvext recover``: what does not fit together, and bringing it in order."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+from hvext.cli.arguments import provider_host
+from hvext.cli.output import print_json, print_table, reporter
+from hvext.operations import audit as auditing
+from hvext.operations import recover as recovering
+from hvext.operations.recover import Outcome
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    """List what does not fit together; 1 when there is anything but what is under way."""
+    findings = asyncio.run(auditing.audit(monitors=arguments.qmp, names=arguments.vm, timeout_s=arguments.qmp_timeout))
+    if arguments.json:
+        print_json([finding.to_json() for finding in findings])
+    elif not findings:
+        print("nothing is left over, and nothing is unfinished")
+    else:
+        rows = [[finding.vm or "-", str(finding.kind), str(finding.uuid or "-"), finding.words] for finding in findings]
+        print_table(("VM", "WHAT", "DISK", "IN WORDS"), rows)
+        if not all(finding.harmless for finding in findings):
+            print("hint: hvext recover finishes or undoes what was left", file=sys.stderr)
+    return 0 if all(finding.harmless for finding in findings) else 1
+
+
+def recover(arguments: argparse.Namespace) -> int:
+    """Finish or undo what was left; 1 when something had to be left as it is."""
+    done = asyncio.run(
+        recovering.recover(
+            provider_host(arguments),
+            monitors=arguments.qmp,
+            names=arguments.vm,
+            gone=arguments.gone,
+            timeout_s=arguments.qmp_timeout,
+            report=reporter(verbose=arguments.verbose),
+        )
+    )
+    if arguments.json:
+        print_json([item.to_json() for item in done])
+    elif not done:
+        print("nothing to recover")
+    for item in done:
+        if not arguments.json:
+            print(f"{item.vm or '-'}: {item.outcome}: {item.words}")
+            if item.hint:
+                print(f"hint: {item.hint}", file=sys.stderr)
+    return 1 if any(item.outcome is Outcome.LEFT for item in done) else 0

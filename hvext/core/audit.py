@@ -1,0 +1,205 @@
+"""What does not fit together: the journal's record of a VM against what its QEMU has.
+
+A finding is something that is left over, unfinished or unknown. What is as it should be is none.
+"""
+
+from __future__ import annotations
+
+import uuid as uuid_module
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hvext.core.identity import NODE_NAME_LIMIT, DiskNames, disk_of_device, disk_of_node, owner_of_object
+from hvext.core.record import DiskRecord, Intent, Unfinished, VmRecord
+from hvext.core.running import RunningDisk
+from hvext.errors import JournalError
+
+
+class Kind(StrEnum):
+    """What is wrong, or on its way."""
+
+    UNDER_WAY = "under way"
+    UNFINISHED = "unfinished"
+    PENDING = "pending unplug"
+    MIGRATING = "migrating"
+    UNUSED = "unused volume"
+    STARTING = "not started yet"
+    ENDED = "QEMU has ended"
+    UNREACHABLE = "cannot be looked at"
+    UNKNOWN = "not written down"
+    NODE = "left node"
+    OBJECT = "left object"
+    CHARDEV = "left character device"
+    FDSET = "left fdset"
+    FILE = "left private file"
+    BROKEN = "record that cannot be read"
+
+
+#: What goes on by itself, or is about to.
+_HARMLESS = (Kind.UNDER_WAY, Kind.STARTING, Kind.MIGRATING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that does not fit: in which VM (empty: nobody's), of which disk, and in words."""
+
+    vm: str
+    kind: Kind
+    words: str
+    uuid: uuid_module.UUID | None = None
+
+    @property
+    def harmless(self) -> bool:
+        """Whether it is no fault: somebody works on it, or has yet to start."""
+        return self.kind in _HARMLESS
+
+    def to_json(self) -> dict[str, object]:
+        """Return the finding for machines."""
+        return {
+            "vm": self.vm,
+            "kind": str(self.kind),
+            "disk": str(self.uuid) if self.uuid else None,
+            "words": self.words,
+            "harmless": self.harmless,
+        }
+
+
+def audit_vm(
+    record: VmRecord,
+    running: Mapping[uuid_module.UUID, RunningDisk],
+    *,
+    under_way: Iterable[uuid_module.UUID] = (),
+    fdsets: Iterable[str] = (),
+    files: Iterable[str] = (),
+) -> Iterator[Finding]:
+    """Yield what does not fit between a VM's record and the disks that its QEMU has.
+
+    ``under_way`` are the disks that a living process works on; ``fdsets`` the names of file descriptors in QEMU,
+    ``files`` those of the host's private files.
+    """
+    names = tuple(files)
+    busy = set(under_way)
+    for uuid, known in record.disks.items():
+        if uuid in busy:
+            yield Finding(vm=record.name, kind=Kind.UNDER_WAY, uuid=uuid, words=_work(known))
+        else:
+            yield from _audit_known(record.name, known, running.get(uuid))
+    for uuid, disk in running.items():
+        if uuid not in busy:
+            yield from _audit_running(record.name, disk, known=uuid in record.disks)
+            for name in left_files(names, disk) if uuid in record.disks else ():
+                yield Finding(vm=record.name, kind=Kind.FILE, uuid=uuid, words=name)
+    for name in fdsets:
+        owner = owner_of_file(name)
+        if owner is not None and owner.uuid not in busy:
+            yield Finding(vm=record.name, kind=Kind.FDSET, uuid=owner.uuid, words=f"file descriptors named {name}")
+
+
+def audit_ended(record: VmRecord) -> Iterator[Finding]:
+    """Yield what is left of a VM whose QEMU has ended: the volumes of all its disks."""
+    for uuid, known in record.disks.items():
+        words = f"{known.words} is attached for a QEMU that has ended (process {_pid(record)})"
+        yield Finding(vm=record.name, kind=Kind.ENDED, uuid=uuid, words=words)
+
+
+def audit_unseen(record: VmRecord, *, under_way: Iterable[uuid_module.UUID], why: str) -> Iterator[Finding]:
+    """Yield what a record alone tells of a VM whose QEMU cannot be asked, for the reason ``why``."""
+    busy = set(under_way)
+    for uuid, known in record.disks.items():
+        if uuid in busy:
+            yield Finding(vm=record.name, kind=Kind.UNDER_WAY, uuid=uuid, words=_work(known))
+        elif known.unfinished is not None:
+            yield Finding(vm=record.name, kind=_unfinished(known.unfinished), uuid=uuid, words=_work(known))
+        elif record.process is None and not record.monitors:
+            words = f"{known.words} is attached for a QEMU that was not seen yet"
+            yield Finding(vm=record.name, kind=Kind.STARTING, uuid=uuid, words=words)
+        else:
+            yield Finding(vm=record.name, kind=Kind.UNREACHABLE, uuid=uuid, words=f"{known.words}: {why}")
+
+
+def audit_broken(errors: Iterable[JournalError]) -> Iterator[Finding]:
+    """Yield the records that cannot be read."""
+    for error in errors:
+        yield Finding(vm="", kind=Kind.BROKEN, words=str(error))
+
+
+def audit_files(files: Iterable[str], known: Iterable[uuid_module.UUID]) -> Iterator[Finding]:
+    """Yield the private files (their names) that belong to no disk of ``known``."""
+    disks = set(known)
+    for name in files:
+        owner = owner_of_file(name)
+        if owner is not None and owner.uuid not in disks:
+            yield Finding(vm="", kind=Kind.FILE, uuid=owner.uuid, words=name)
+
+
+def owner_of_file(name: str) -> DiskNames | None:
+    """Return for which disk a private file, or a file descriptor in QEMU, is there by its name; None for any other."""
+    device = name[: len("hv-") + 36]
+    return disk_of_device(device) or disk_of_node(name[: len("hv") + 26])
+
+
+def left_files(files: Iterable[str], disk: RunningDisk) -> tuple[str, ...]:
+    """Return the private files (their names) that were made for nodes of a disk that it has not."""
+    nodes = set(disk.node_names)
+    return tuple(
+        name
+        for name in files
+        if (owner := owner_of_object(name)) == disk.names and owner and name[:NODE_NAME_LIMIT] not in nodes
+    )
+
+
+def _audit_known(vm: str, known: DiskRecord, running: RunningDisk | None) -> Iterator[Finding]:
+    uuid = known.disk.volume.uuid
+    device = running.device if running else None
+    if known.unfinished is not None:
+        yield Finding(vm=vm, kind=_unfinished(known.unfinished), uuid=uuid, words=_work(known))
+    elif known.intent is Intent.ABSENT and device is not None:
+        yield Finding(vm=vm, kind=Kind.PENDING, uuid=uuid, words=f"the guest has not let {device} go")
+    elif device is None:
+        yield Finding(vm=vm, kind=Kind.UNUSED, uuid=uuid, words=f"{known.words} is attached, and not in the guest")
+
+
+def _audit_running(vm: str, disk: RunningDisk, *, known: bool) -> Iterator[Finding]:
+    uuid = disk.names.uuid
+    if disk.device is not None and not known:
+        words = f"{disk.device}: nobody wrote down which volume it is; hvext plug with its volume does"
+        yield Finding(vm=vm, kind=Kind.UNKNOWN, uuid=uuid, words=words)
+    nodes = disk.leftovers if disk.device is not None else disk.node_names
+    for name in nodes:
+        yield Finding(vm=vm, kind=Kind.NODE, uuid=uuid, words=name)
+    for name in left_objects(disk):
+        yield Finding(vm=vm, kind=Kind.OBJECT, uuid=uuid, words=name)
+    if disk.device is None and disk.chardev is not None:
+        yield Finding(vm=vm, kind=Kind.CHARDEV, uuid=uuid, words=disk.chardev)
+
+
+def left_objects(disk: RunningDisk) -> tuple[str, ...]:
+    """Return the objects of a disk that nothing of it uses; none where it is not known what it uses."""
+    if disk.device is None:
+        return disk.objects
+    protocol = disk.protocol
+    if protocol is None:
+        return ()
+    used = {disk.names.iothread}
+    if disk.throttle is not None:
+        used.add(disk.names.throttle_group)
+    return tuple(name for name in disk.objects if name not in used and not name.startswith(f"{protocol.name}-"))
+
+
+def _unfinished(work: Unfinished) -> Kind:
+    """What is unfinished was left by a process, or waits for somebody's next command."""
+    return Kind.MIGRATING if work.by is None else Kind.UNFINISHED
+
+
+def _work(known: DiskRecord) -> str:
+    work: Unfinished | None = known.unfinished
+    if work is None:
+        return known.words
+    step = f", at step '{work.step}'" if work.step else ", before its first step"
+    process = f" by process {work.by.pid}" if work.by else ""
+    return f"{work.operation} of {known.words}{process}{step}"
+
+
+def _pid(record: VmRecord) -> str:
+    return str(record.process.pid) if record.process else "unknown"

@@ -1,0 +1,402 @@
+"""``hvext recover``: finishing or undoing what a crash left, of hvext, of a script, or of QEMU.
+
+What QEMU has decides: a disk that got into the guest stays there, one that did not is taken back, one that was on its
+way out goes, and a VM whose QEMU has ended lets its volumes go. Everything may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid as uuid_module
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from hvext.core.audit import left_files, left_objects, owner_of_file
+from hvext.core.disk import Disk
+from hvext.core.record import DiskRecord, Intent, Operation, Unfinished, VmRecord
+from hvext.core.running import RunningDisk
+from hvext.errors import HvextError, OperationFailed, ScriptFailed
+from hvext.host.journal import JournalFolder
+from hvext.host.private import private_files, remove_private
+from hvext.host.proc import is_alive
+from hvext.host.process import Cancel
+from hvext.host.provider import ProviderHost
+from hvext.host.qmp import DEFAULT_TIMEOUT_S
+from hvext.operations import attachments, moving
+from hvext.operations.failover import IO_ERROR, fail_over, resume
+from hvext.operations.inspect import running_disks
+from hvext.operations.journal import Journal, broken_records, end_scripts, read_records, users_of
+from hvext.operations.nodes import delete_object, remove_remains
+from hvext.operations.reach import CONNECT_S, has_ended, reach
+from hvext.operations.repoint import without_leftovers
+from hvext.operations.resize import resize
+from hvext.operations.steps import Report, Step, carry_out, may_have_done, silent
+from hvext.operations.threads import in_thread
+from hvext.operations.unplug import DEFAULT_TIMEOUT_S as UNPLUG_S
+from hvext.operations.unplug import UnplugState, unplug_and_detach
+from hvext.operations.vm import AsyncVm, open_vm_async
+
+
+class Outcome(StrEnum):
+    """What became of something that was left."""
+
+    FINISHED = "finished"
+    UNDONE = "undone"
+    LEFT = "left"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """What was done about one disk of one VM (empty: nobody's)."""
+
+    vm: str
+    outcome: Outcome
+    words: str
+    uuid: uuid_module.UUID | None = None
+    hint: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """Return it for machines."""
+        return {
+            "vm": self.vm,
+            "outcome": str(self.outcome),
+            "disk": str(self.uuid) if self.uuid else None,
+            "words": self.words,
+            "hint": self.hint,
+        }
+
+
+async def recover(
+    host: ProviderHost,
+    *,
+    folder: JournalFolder | None = None,
+    monitors: Sequence[str] = (),
+    names: Sequence[str] = (),
+    gone: Sequence[str] = (),
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    report: Report = silent,
+) -> list[Recovered]:
+    """Finish or undo what is left, on this host or in the VMs called ``names`` or at ``monitors``.
+
+    ``gone`` are names of VMs whose QEMU the caller knows to have ended, or never to have started. What could not be
+    done is LEFT, with the reason; everything else is tried all the same. Raises JournalError, and MonitorError for one
+    of ``monitors``.
+    """
+    folder = folder or JournalFolder()
+    everything = not (names or monitors or gone)
+    done: list[Recovered] = []
+    seen: set[str] = set()
+    in_use: set[uuid_module.UUID] = set()
+    for address in monitors:
+        async with open_vm_async(
+            address, host=host, timeout_s=timeout_s, connect_timeout_s=CONNECT_S, report=report, state=str(folder.path)
+        ) as vm:
+            done += [item async for item in recover_vm(vm, in_use)]
+            seen.add(vm.journal.name)
+    for record in read_records(folder).values():
+        if record.name in seen or not (everything or record.name in (*names, *gone)):
+            continue
+        if has_ended(record) or record.name in gone:
+            done += [item async for item in _recover_ended(record, host, folder, report, gone=record.name in gone)]
+        else:
+            done += await _recover_reachable(record, host, folder, timeout_s, report, in_use)
+    if everything:
+        broken = broken_records(folder)
+        done += [Recovered(vm="", outcome=Outcome.LEFT, words=error.message, hint=error.hint) for error in broken]
+        # Whose files there are, a record that cannot be read would tell.
+        done += [] if broken else await asyncio.to_thread(_recover_files, folder, in_use)
+    return done
+
+
+async def _recover_reachable(
+    record: VmRecord,
+    host: ProviderHost,
+    folder: JournalFolder,
+    timeout_s: float,
+    report: Report,
+    in_use: set[uuid_module.UUID],
+) -> list[Recovered]:
+    try:
+        async with reach(record, folder=folder, host=host, timeout_s=timeout_s, report=report) as vm:
+            return [item async for item in recover_vm(vm, in_use)]
+    except HvextError as error:
+        if record.process is None:
+            return [item async for item in _recover_start(record, host, folder, report, error)]
+        return [Recovered(vm=record.name, outcome=Outcome.LEFT, words=error.message, hint=error.hint)]
+
+
+async def recover_vm(vm: AsyncVm, in_use: set[uuid_module.UUID] | None = None) -> AsyncIterator[Recovered]:
+    """Finish or undo what is left in one VM whose QEMU runs; the disks that its guest has are added to ``in_use``."""
+    async with vm.alone():
+        running = await running_disks(vm.monitor)
+        if in_use is not None:
+            in_use |= {uuid for uuid, disk in running.items() if disk.device}
+        if vm.journal.record.disks and vm.journal.seen() != vm.journal.record:
+            # Disks of a start whose QEMU is seen for the first time.
+            vm.journal.write(vm.journal.seen())
+        record = vm.journal.record
+        moved = {known.disk.volume.uuid for known in moving.migrating(record)}
+        if moved and not moving.waiting(record):
+            yield await _recover_migration(vm, record)
+        for uuid in dict.fromkeys([*record.disks, *running]):
+            if uuid in moved:
+                continue
+            work = _Disk(vm, uuid, record.disks.get(uuid), running.get(uuid))
+            try:
+                outcome = await work.recover()
+            except HvextError as error:
+                yield Recovered(
+                    vm=record.name,
+                    uuid=uuid,
+                    outcome=Outcome.LEFT,
+                    words=f"{work.words}: {error.message}",
+                    hint=error.hint,
+                )
+            else:
+                if outcome is not None:
+                    yield Recovered(vm=record.name, uuid=uuid, outcome=outcome[0], words=outcome[1])
+
+
+async def _recover_migration(vm: AsyncVm, record: VmRecord) -> Recovered:
+    """Bring an interrupted migration of a whole VM in order."""
+    try:
+        words = await moving.recover(vm)
+    except HvextError as error:
+        return Recovered(vm=record.name, outcome=Outcome.LEFT, words=f"migrate: {error.message}", hint=error.hint)
+    return Recovered(vm=record.name, outcome=Outcome.FINISHED, words=f"migrate: {words}")
+
+
+class _Disk:
+    """One disk of a running VM, of which something may be left."""
+
+    def __init__(
+        self, vm: AsyncVm, uuid: uuid_module.UUID, known: DiskRecord | None, running: RunningDisk | None
+    ) -> None:
+        self._vm = vm
+        self._uuid = uuid
+        self._known = known
+        self._running = running
+        self._device = running.device if running else None
+
+    @property
+    def words(self) -> str:
+        """What it is, for people."""
+        if self._known is None:
+            return f"disk {self._uuid}"
+        work = self._known.unfinished
+        return f"{work.operation} of {self._known.words}" if work else self._known.words
+
+    async def recover(self) -> tuple[Outcome, str] | None:
+        """Do what has to be done; None when that was nothing."""
+        known = self._known
+        if known is None:
+            return await self._clean("nobody wrote down which disk it is")
+        end_scripts(known)
+        if known.intent is Intent.ABSENT:
+            return await self._unplug()
+        if self._device is None:
+            return await self._take_back()
+        cleaned = await self._clean("")
+        if known.unfinished is None:
+            return cleaned
+        if known.unfinished.operation is Operation.FAIL_OVER:
+            return await self._fail_over()
+        return await self._finish(known)
+
+    async def _clean(self, why: str) -> tuple[Outcome, str] | None:
+        """Remove what nothing uses."""
+        running = self._running
+        if running is None:
+            return None
+        if running.device is None:
+            left = running.node_names + running.objects + ((running.chardev,) if running.chardev else ())
+            await self._carry_out("remove its nodes and objects", lambda: remove_remains(self._vm.monitor, running))
+        else:
+            left = running.leftovers + left_objects(running)
+            if left:
+                await self._carry_out("remove its unused nodes and objects", lambda: self._remove_unused(running))
+            files = [name for name in left_files(private_files(), running) if remove_private(name)]
+            left += tuple(files)
+        words = f"removed {', '.join(left)}"
+        return (Outcome.UNDONE, f"{words} ({why})" if why else words) if left else None
+
+    async def _remove_unused(self, running: RunningDisk) -> None:
+        if running.leftovers:
+            running = await without_leftovers(self._vm.monitor, running)
+        for name in left_objects(running):
+            await delete_object(self._vm.monitor, name)
+
+    async def _carry_out(self, name: str, do: Callable[[], Awaitable[object]]) -> None:
+        await carry_out(f"recover {self.words}", [Step(name=name, do=do)], report=self._vm.report)
+
+    def _disk(self) -> Disk:
+        """The disk with its secrets; raises JournalError."""
+        assert self._known is not None  # noqa: S101
+        whole = self._vm.journal.whole(self._uuid)
+        return self._known.disk if whole is None else whole
+
+    async def _unplug(self) -> tuple[Outcome, str]:
+        disk = self._disk()
+        result = await unplug_and_detach(
+            self._vm.monitor,
+            self._vm.host,
+            disk,
+            timeout_s=UNPLUG_S,
+            attached=self._known is None or self._known.attached,
+            shared=_shared(disk, self._vm.journal),
+            report=self._vm.report,
+        )
+        if result.finished:
+            self._vm.journal.forget(self._uuid)
+            return Outcome.FINISHED, f"{self.words}: unplugged" + (", volume detached" if result.detached else "")
+        self._ended(Intent.ABSENT if result.state is UnplugState.PENDING else Intent.PRESENT)
+        if result.state is UnplugState.REJECTED:
+            return Outcome.UNDONE, f"{self.words}: the guest refuses to let {result.device} go, and keeps it"
+        return Outcome.LEFT, f"{self.words}: {result.state}, the guest has not let {result.device} go"
+
+    async def _take_back(self) -> tuple[Outcome, str]:
+        """The disk did not get into the guest, or is not there any more."""
+        running = self._running
+        if running is not None:
+            await self._carry_out("remove its nodes and objects", lambda: remove_remains(self._vm.monitor, running))
+        await _let_go(self._disk(), self._vm.host, self._vm.journal, self._vm.report)
+        return Outcome.UNDONE, f"{self.words}: not in the guest, volume detached"
+
+    async def _finish(self, known: DiskRecord) -> tuple[Outcome, str]:
+        work = known.unfinished
+        assert work is not None  # noqa: S101
+        if work.operation is Operation.RESIZE:
+            return await self._resize(work)
+        self._ended(Intent.PRESENT)
+        return Outcome.FINISHED, f"{self.words}: the disk is whole"
+
+    async def _resize(self, work: Unfinished) -> tuple[Outcome, str]:
+        """Resize a disk again. A provider that refuses to grow its volume leaves a disk of the size it had."""
+        before = work.details.get("old_size_mib")
+        try:
+            result = await resize(
+                self._vm.monitor,
+                self._vm.host,
+                self._disk(),
+                int(work.details["new_size_mib"]),
+                old_size_mib=before,
+                report=self._vm.report,
+            )
+        except OperationFailed as error:
+            if not isinstance(error.__cause__, ScriptFailed) or may_have_done(error.__cause__):
+                raise
+            outcome = Outcome.UNDONE, f"{self.words}: {error.message}"
+        else:
+            outcome = Outcome.FINISHED, f"{self.words}: the guest sees {result.after_bytes} bytes"
+        self._ended(Intent.PRESENT)
+        return outcome
+
+    async def _fail_over(self) -> tuple[Outcome, str]:
+        """Fail a disk over whose failover was interrupted, if the guest still waits for it."""
+        monitor = self._vm.monitor
+        if (await monitor.execute("query-status"))["status"] != IO_ERROR:
+            self._ended(Intent.PRESENT)
+            return Outcome.FINISHED, f"{self.words}: the guest does not wait for it any more"
+        disk = self._disk()
+        offered = await in_thread(lambda _cancel: attachments.offer(self._vm.host, disk))
+        locations = [candidate.location for candidate in offered.choice.candidates]
+        result = await fail_over(monitor, disk.names, locations, report=self._vm.report)
+        self._ended(Intent.PRESENT)
+        words = f"{self.words}: now at {result.after}"
+        if not any(record.unfinished for record in self._vm.journal.record.disks.values()):
+            words += ", and the guest runs" if await resume(monitor) else ""
+        return Outcome.FINISHED, words
+
+    def _ended(self, intent: Intent) -> None:
+        journal = self._vm.journal
+        known = journal.record.disks[self._uuid]
+        journal.write(journal.record.with_disk(replace(known, intent=intent, unfinished=None)))
+
+
+async def _recover_ended(
+    record: VmRecord, host: ProviderHost, folder: JournalFolder, report: Report, *, gone: bool
+) -> AsyncIterator[Recovered]:
+    """Let the volumes of a VM go whose QEMU has ended, or is ``gone`` for all that the caller knows."""
+    journal = Journal(folder, record.name)
+    async with journal.locked():
+        found = journal.record
+        if is_alive(found.process):
+            if gone:
+                words = f"QEMU runs (process {found.process.pid if found.process else ''}): nothing is taken from it"
+                yield Recovered(vm=record.name, outcome=Outcome.LEFT, words=words)
+            return
+        if not gone and not has_ended(found):
+            # It was started again meanwhile.
+            return
+        for known in found.disks.values():
+            yield await _abandoned(known, host, journal, report, "QEMU has ended")
+
+
+async def _recover_start(
+    record: VmRecord, host: ProviderHost, folder: JournalFolder, report: Report, error: HvextError
+) -> AsyncIterator[Recovered]:
+    """Let the volumes go that were attached for a QEMU whose arguments were never handed out.
+
+    Those that were, are of a QEMU that has yet to start; what else is unfinished, only it could tell about.
+    """
+    journal = Journal(folder, record.name)
+    async with journal.locked():
+        if journal.record.process is not None:
+            return
+        for uuid, known in journal.record.disks.items():
+            work = known.unfinished
+            if work is None or work.by is None:
+                continue
+            if work.operation is Operation.START:
+                yield await _abandoned(known, host, journal, report, "QEMU was not started")
+            else:
+                words = f"{work.operation} of {known.words}: {error.message}"
+                hint = f"when its QEMU was never started, or has ended: hvext recover --gone {record.name}"
+                yield Recovered(vm=record.name, uuid=uuid, outcome=Outcome.LEFT, words=words, hint=hint)
+
+
+async def _abandoned(known: DiskRecord, host: ProviderHost, journal: Journal, report: Report, why: str) -> Recovered:
+    """Let the volume of a disk go that no QEMU has."""
+    uuid = known.disk.volume.uuid
+    end_scripts(known)
+    try:
+        await _let_go(known.whole(journal.kept_secrets(known)), host, journal, report)
+    except HvextError as error:
+        words = f"{known.words}: {error.message}"
+        return Recovered(vm=journal.name, uuid=uuid, outcome=Outcome.LEFT, words=words, hint=error.hint)
+    words = f"{known.words}: {why}, volume detached"
+    return Recovered(vm=journal.name, uuid=uuid, outcome=Outcome.UNDONE, words=words)
+
+
+async def _let_go(disk: Disk, host: ProviderHost, journal: Journal, report: Report) -> None:
+    """Detach a volume that QEMU has let go of, and forget the disk."""
+
+    def detach(cancel: Cancel) -> None:
+        attachments.detach(host, disk, cancel=cancel)
+
+    if _shared(disk, journal):
+        remove_private(disk.names.root)
+    else:
+        step = Step(name=f"detach {disk.provider}/{disk.volume.name}", do=lambda: in_thread(detach))
+        await carry_out(f"recover {disk.provider}/{disk.volume.name}", [step], report=report)
+    journal.forget(disk.volume.uuid)
+
+
+def _shared(disk: Disk, journal: Journal) -> bool:
+    return bool(users_of(disk, read_records(journal.folder), but=journal.name))
+
+
+def _recover_files(folder: JournalFolder, in_use: set[uuid_module.UUID]) -> list[Recovered]:
+    """Remove private files of disks that no VM of this host has; those ``in_use`` are in a guest, whoever knows it."""
+    done = []
+    # Nobody writes a disk down meanwhile, and so makes no file for it.
+    with folder.comparing():
+        known = {uuid for record in read_records(folder).values() for uuid in record.disks}
+        for name in private_files():
+            owner = owner_of_file(name)
+            if owner is None or owner.uuid in known | in_use:
+                continue
+            removed = ", ".join(remove_private(name))
+            done.append(Recovered(vm="", uuid=owner.uuid, outcome=Outcome.UNDONE, words=f"removed {removed}"))
+    return done
