@@ -1,0 +1,79 @@
+"""The command that supervises running guests."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from hvext.cli.arguments import provider_host
+from hvext.core.hysteresis import FailBackRule
+from hvext.core.schedule import Pace
+from hvext.core.supervision import GiveUpRule, Notice
+from hvext.errors import InputError
+from hvext.host.provider import ProviderHost
+from hvext.operations.fence import CommandFence, Fence, ProviderFence
+from hvext.operations.watch import Watch, WatchSettings
+
+
+def watch(arguments: argparse.Namespace) -> int:
+    """Supervise guests until a signal ends it; with ``--once`` 1 when not all are well."""
+    host = provider_host(arguments)
+    watching = Watch(_settings(arguments, host), host=host, say=_printer(as_json=arguments.json))
+    well = asyncio.run(_run(watching))
+    return 0 if well or not arguments.once else 1
+
+
+async def _run(watching: Watch) -> bool:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, watching.stop)
+    loop.add_signal_handler(signal.SIGHUP, watching.hurry)
+    return await watching.run()
+
+
+def _settings(arguments: argparse.Namespace, host: ProviderHost) -> WatchSettings:
+    return WatchSettings(
+        qmp=arguments.qmp,
+        qmp_globs=arguments.qmp_glob,
+        rescan_s=arguments.rescan,
+        pace=Pace(concurrent=arguments.concurrent, per_server_s=arguments.per_server),
+        give_up=GiveUpRule(tries=arguments.give_up_tries, after_s=arguments.give_up_after),
+        fail_back=None if arguments.no_fail_back else FailBackRule(checks=arguments.checks, hold_s=arguments.hold),
+        sample_s=arguments.sample,
+        stuck_s=arguments.stuck,
+        fence=_fence(arguments, host),
+        once=arguments.once,
+        qmp_timeout_s=arguments.qmp_timeout,
+        state=arguments.state_dir,
+    )
+
+
+def _fence(arguments: argparse.Namespace, host: ProviderHost) -> Fence | None:
+    if arguments.fence_command is not None:
+        try:
+            argv = tuple(shlex.split(arguments.fence_command))
+        except ValueError as error:
+            raise InputError(f"--fence-command cannot be split into words: {error}") from error
+        if not argv:
+            raise InputError("--fence-command is empty")
+        return CommandFence(argv=argv, leaves_server=arguments.fence_leaves_server)
+    return ProviderFence(host=host) if arguments.fence == "close" else None
+
+
+def _printer(*, as_json: bool) -> Callable[[Notice], None]:
+    """Return what prints one line for each notice: a JSON object to standard output, or words to standard error."""
+
+    def say(notice: Notice) -> None:
+        when = datetime.now(UTC).isoformat(timespec="milliseconds")
+        if as_json:
+            print(json.dumps(notice.to_json(when), ensure_ascii=False), flush=True)
+        else:
+            print(notice.line(when), file=sys.stderr, flush=True)
+
+    return say

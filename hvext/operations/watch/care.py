@@ -1,0 +1,70 @@
+"""What is known of one guest under supervision, shared by those who look after it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import uuid as uuid_module
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hvext.core.frozen import Sample, Stuck
+from hvext.core.hysteresis import FailBack
+from hvext.core.supervision import Guest, Happening, Notice
+from hvext.host.provider import ProviderHost
+from hvext.operations.vm import AsyncVm
+from hvext.operations.watch.settings import WatchSettings
+from hvext.operations.watch.storage import Offers
+
+
+@dataclass(slots=True, kw_only=True)
+class Care:
+    """One guest's case: its connection, its state, and what was done for it.
+
+    ``saved`` are the disks that were swapped since it last ran; ``away`` those that are not where they prefer to be;
+    ``memory`` is what each disk remembers of that storage. ``stuck`` are those with requests that do not end,
+    ``frozen`` those of them whose storage does not answer either, ``odd`` those whose storage does. ``busy`` is held by
+    who changes anything. ``stopped_at`` is when QEMU said that it had stopped the guest.
+    """
+
+    address: str
+    settings: WatchSettings
+    host: ProviderHost
+    say: Callable[[Notice], None]
+    guest: Guest
+    vm: AsyncVm
+    offers: Offers = field(default_factory=Offers)
+    saved: set[uuid_module.UUID] = field(default_factory=set)
+    away: dict[uuid_module.UUID, FailBack] = field(default_factory=dict)
+    memory: dict[uuid_module.UUID, FailBack] = field(default_factory=dict)
+    sample: Sample | None = None
+    stuck: dict[uuid_module.UUID, Stuck] = field(default_factory=dict)
+    frozen: set[uuid_module.UUID] = field(default_factory=set)
+    odd: set[uuid_module.UUID] = field(default_factory=set)
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    stopped_at: float = math.nan
+    last_words: str = ""
+
+    @property
+    def now(self) -> float:
+        """The time, in seconds of the event loop's clock."""
+        return asyncio.get_running_loop().time()
+
+    @property
+    def stopped_ms(self) -> float:
+        """For how long the guest has been stopped, in milliseconds."""
+        return 0.0 if math.isnan(self.stopped_at) else round((self.now - self.stopped_at) * 1000, 1)
+
+    def tell(self, happening: Happening, words: str, disk: uuid_module.UUID | None = None, **values: object) -> None:
+        """Say that something happened."""
+        self.say(Notice(happening=happening, vm=self.address, words=words, disk=str(disk or ""), values=values))
+
+    def left(self, uuid: uuid_module.UUID) -> None:
+        """Remember that a disk had to leave the storage it prefers."""
+        if self.settings.fail_back is not None:
+            self.away[uuid] = self.memory.setdefault(uuid, FailBack(self.settings.fail_back))
+            self.away[uuid].failed(self.now)
+
+    def home(self, uuid: uuid_module.UUID) -> None:
+        """Remember that a disk is where it prefers to be."""
+        self.away.pop(uuid, None)

@@ -1,0 +1,146 @@
+"""One process that supervises many guests, each over a monitor of its own.
+
+QEMU announces what goes wrong, so nothing is asked but a short sample now and then, for storage that says nothing. A
+guest whose socket is gone is dropped, a new socket is a new guest. Whatever happens to the supervision of one guest,
+the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import glob
+import random
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from hvext.core.supervision import Happening, Notice
+from hvext.host.provider import ProviderHost
+from hvext.host.qmp import parse_address
+from hvext.operations.watch.dispatch import Dispatcher
+from hvext.operations.watch.guest import WatchedGuest
+from hvext.operations.watch.settings import WatchSettings
+
+#: Each recovery runs one script or program at a time; looks at several disks of a guest go side by side.
+_THREADS_PER_RECOVERY = 4
+_MOST_THREADS = 64
+
+Say = Callable[[Notice], None]
+
+
+class Watch:
+    """A supervisor of running guests; ``say`` is called with everything that happens.
+
+    ``run`` ends when it is cancelled or told to ``stop``, or, with ``once``, when everything was looked at. ``chance``
+    returns numbers from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        settings: WatchSettings,
+        *,
+        host: ProviderHost | None = None,
+        say: Say = lambda _notice: None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._settings = settings
+        self._host = host or ProviderHost()
+        self._say = say
+        self._chance = chance
+        self._dispatcher = Dispatcher(settings.pace, chance, self._trouble, repeat=not settings.once)
+        self._guests: dict[str, asyncio.Task[None]] = {}
+        self._watched: dict[str, WatchedGuest] = {}
+        self._wake = asyncio.Event()
+        self._stopping = False
+
+    def hurry(self) -> None:
+        """Look for new guests, and try again what has failed, now."""
+        self._dispatcher.hurry()
+        for guest in self._watched.values():
+            guest.hurry()
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End ``run``, after what is under way has finished or was undone."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> bool:
+        """Supervise; return whether all guests were well at the end (False when there was none)."""
+        at_once = int(min(_MOST_THREADS, self._settings.pace.concurrent * _THREADS_PER_RECOVERY))
+        pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="watch")
+        asyncio.get_running_loop().set_default_executor(pool)
+        dispatching = asyncio.create_task(self._dispatcher.run())
+        try:
+            if self._settings.once:
+                return await self._look_once()
+            while not self._stopping:
+                self._wake.clear()
+                for address in self._addresses():
+                    self._begin(address)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._settings.rescan_s):
+                        await self._wake.wait()
+            return self._all_well()
+        finally:
+            await self._end(dispatching)
+
+    async def _look_once(self) -> bool:
+        for address in self._addresses():
+            self._begin(address)
+        stopping = asyncio.create_task(self._wake.wait())
+        while self._guests and not self._stopping:
+            await asyncio.wait([*self._guests.values(), stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        return self._all_well()
+
+    def _all_well(self) -> bool:
+        return bool(self._watched) and all(guest.well for guest in self._watched.values())
+
+    def _begin(self, address: str) -> None:
+        if address in self._guests:
+            return
+        guest = WatchedGuest(address, self._settings, self._host, self._dispatcher, self._say, self._chance)
+        task = asyncio.create_task(guest.run(), name=address)
+        self._watched[address] = guest
+        self._guests[address] = task
+        task.add_done_callback(lambda _task: self._ended(address))
+
+    def _ended(self, address: str) -> None:
+        del self._guests[address]
+        if not self._settings.once:
+            del self._watched[address]
+
+    async def _end(self, dispatching: asyncio.Task[None]) -> None:
+        """Finish or undo what is under way, then let go of all guests."""
+        dispatching.cancel()
+        await self._dispatcher.end(self._settings.grace_s)
+        guests = list(self._guests.values())
+        for task in guests:
+            task.cancel()
+        await asyncio.gather(dispatching, *guests, return_exceptions=True)
+
+    def _addresses(self) -> list[str]:
+        """Return where monitors are now: sockets that exist, and addresses that are no paths."""
+        found: dict[str, None] = {}
+        for address in self._settings.qmp:
+            if not isinstance(parse_address(address), str) or self._settings.once or _is_socket(address):
+                found[address] = None
+        for pattern in self._settings.qmp_globs:
+            inside = f"{glob.escape(pattern)}/*" if Path(pattern).is_dir() else pattern
+            # Path.glob takes no absolute pattern.
+            found |= {path: None for path in sorted(glob.glob(inside)) if _is_socket(path)}  # noqa: PTH207
+        return list(found)
+
+    def _trouble(self, key: str, error: Exception) -> None:
+        address, _, what = key.partition("\n")
+        self._say(Notice(happening=Happening.TROUBLE, vm=address, words=f"{what} failed: {error!r}"))
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(Path(path).stat().st_mode)
+    except OSError:
+        return False
