@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.secrecy import Secrecy
+from tests.secrecy import Secrecy, files_with_secrets
 
-pytest_plugins = ("tests.second_qemu", "pytester")
+pytest_plugins = ("tests.second_qemu", "tests.vm.failing", "pytester")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background, where shells ignore Ctrl-C: the programs under test would inherit that.
@@ -47,6 +47,7 @@ def _state_folder() -> Iterator[Path]:
             del os.environ["HVEXT_STATE_DIR"]
         else:
             os.environ["HVEXT_STATE_DIR"] = before
+        assert not files_with_secrets(Path(folder)), "a secret is in the journal"
 
 
 def need(program_or_path: str, package: str) -> str:

@@ -16,8 +16,9 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -112,6 +113,7 @@ class Secrecy:
     def __init__(self) -> None:
         self._watch = Watch()
         self._shown: list[str] = []
+        self._n_secrets = 0
 
     def pytest_sessionstart(self) -> None:
         self._watch.start()
@@ -121,8 +123,8 @@ class Secrecy:
         if secrets_in(text.encode(errors="surrogateescape")):
             self._shown.append(f"what {report.nodeid} printed ({report.when})")
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
         self._watch.stop()
         self._shown += [f"a command line: {line}" for line in self._watch.command_lines()]
         factory = getattr(session.config, "_tmp_path_factory", None)
@@ -131,16 +133,31 @@ class Secrecy:
             folders.append(factory._basetemp)
         for folder in folders:
             self._shown += [f"the file {path}" for path in files_with_secrets(folder)]
+        self._n_secrets += len(_known)
+        if (output := getattr(session.config, "workeroutput", None)) is not None:
+            # One of several processes that share the work: the one that has them all says it.
+            output["secrecy"] = {"shown": self._shown, "n_secrets": self._n_secrets}
+        # The workers end in here.
+        yield
         if self._shown and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take over what the watch of a worker (pytest-xdist) found; one that crashed has said nothing."""
+        found = getattr(node, "workeroutput", {}).get("secrecy", {"shown": [], "n_secrets": 0})
+        self._shown += found["shown"]
+        self._n_secrets += found["n_secrets"]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._shown:
             terminalreporter.section("secrets that can be read")
             for where in self._shown:
                 terminalreporter.line(where)
-        elif _known:
-            terminalreporter.line(f"secrecy: {len(_known)} secrets of the suite were looked for, and none was found")
+        elif self._n_secrets:
+            terminalreporter.line(
+                f"secrecy: {self._n_secrets} secrets of the suite were looked for, and none was found"
+            )
 
 
 @contextlib.contextmanager

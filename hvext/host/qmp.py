@@ -182,23 +182,10 @@ async def connect(
     ``timeout_s`` is the limit of single commands. Raises MonitorError when nobody is there, or when the monitor keeps
     silent because another client is connected to it.
     """
-    target = parse_address(address)
-    client = _Client("hvext")
-    # It keeps every event that it is not asked for: in a connection that stays open, for ever.
-    client.events.event_filter = lambda _message: False
-    owner: int | None = None
-    pid: int | None = None
     try:
         async with asyncio.timeout(connect_timeout_s):
-            if isinstance(target, str):
-                stream = await _connected(target)
-                pid = struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-                owner = _owner(pid)
-                await client.connect(stream)
-            else:
-                await client.connect(target)
+            client, pid = await _greeted(parse_address(address))
     except TimeoutError as error:
-        await _abandon(client)
         raise MonitorError(
             f"the QMP monitor at {address} did not greet within {connect_timeout_s:g} s",
             hint="a QMP monitor serves one client at a time: is another program connected? Give hvext its own monitor",
@@ -208,11 +195,40 @@ async def connect(
             f"cannot connect to the QMP monitor at {address}: {_words(error)}",
             hint=_ADVICE.get(_words(error), _NO_MONITOR),
         ) from error
+    owner = None if pid is None else _owner(pid)
     monitor = Monitor(client, address, timeout_s, owner, pid)
     try:
         yield monitor
     finally:
         await monitor.close()
+
+
+async def _greeted(target: str | tuple[str, int]) -> tuple[QMPClient, int | None]:
+    """Return a client that a monitor has greeted, and QEMU's process number where the socket tells it.
+
+    A client that left before it had all its answers leaves them to the next one, who takes them for the greeting.
+    """
+    for last in (False, False, True):
+        client = _Client("hvext")
+        # It keeps every event that it is not asked for: in a connection that stays open, for ever.
+        client.events.event_filter = lambda _message: False
+        pid: int | None = None
+        try:
+            if isinstance(target, str):
+                stream = await _connected(target)
+                pid = struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+                await client.connect(stream)
+            else:
+                await client.connect(target)
+        except ConnectError as error:
+            if last or "Greeting" not in _words(error):
+                raise
+        except asyncio.CancelledError:
+            await _abandon(client)
+            raise
+        else:
+            break
+    return client, pid
 
 
 async def _abandon(client: QMPClient) -> None:

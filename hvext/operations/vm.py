@@ -273,10 +273,15 @@ class AsyncVm:
             work.end(failed_over=False)
             return result
 
-    async def fail_over(self, disk: Disk, locations: Sequence[Location]) -> FailedOver:
-        """Put other storage in the place of a disk's dead storage; see ``hvext.operations.failover``."""
+    async def fail_over(
+        self, disk: Disk, locations: Sequence[Location], *, known: RunningDisk | None = None
+    ) -> FailedOver:
+        """Put other storage in the place of a disk's dead storage; see ``hvext.operations.failover``.
+
+        ``known`` is what ``disks`` told of it when its storage was well: dead RBD, NFS and Gluster need it.
+        """
         async with self.alone(), self.operation(Operation.FAIL_OVER, disk) as work:
-            result = await failover.fail_over(self._monitor, disk.names, locations, report=work.report)
+            result = await failover.fail_over(self._monitor, disk.names, locations, known=known, report=work.report)
             work.end(failed_over=True)
             return result
 
@@ -364,9 +369,9 @@ class Vm:
         """See ``AsyncVm.known_disks``."""
         return self._run(self._vm.known_disks())
 
-    def fail_over(self, disk: Disk, locations: Sequence[Location]) -> FailedOver:
+    def fail_over(self, disk: Disk, locations: Sequence[Location], *, known: RunningDisk | None = None) -> FailedOver:
         """See ``AsyncVm.fail_over``."""
-        return self._run(self._vm.fail_over(disk, locations))
+        return self._run(self._vm.fail_over(disk, locations, known=known))
 
     def resume(self) -> bool:
         """See ``AsyncVm.resume``."""

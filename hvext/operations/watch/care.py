@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import uuid as uuid_module
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from hvext.core.frozen import Sample, Stuck
 from hvext.core.hysteresis import FailBack
+from hvext.core.running import RunningDisk
 from hvext.core.supervision import Guest, Happening, Notice
+from hvext.errors import HvextError
 from hvext.host.provider import ProviderHost
 from hvext.operations.vm import AsyncVm
 from hvext.operations.watch.settings import WatchSettings
@@ -24,7 +27,8 @@ class Care:
     ``saved`` are the disks that were swapped since it last ran; ``away`` those that are not where they prefer to be;
     ``memory`` is what each disk remembers of that storage. ``stuck`` are those with requests that do not end,
     ``frozen`` those of them whose storage does not answer either, ``odd`` those whose storage does. ``busy`` is held by
-    who changes anything. ``stopped_at`` is when QEMU said that it had stopped the guest.
+    who changes anything. ``stopped_at`` is when QEMU said that it had stopped the guest. ``seen`` is what QEMU told of
+    the disks last: some storage that is dead or silent keeps it from telling (RBD, NFS, Gluster).
     """
 
     address: str
@@ -37,6 +41,7 @@ class Care:
     saved: set[uuid_module.UUID] = field(default_factory=set)
     away: dict[uuid_module.UUID, FailBack] = field(default_factory=dict)
     memory: dict[uuid_module.UUID, FailBack] = field(default_factory=dict)
+    seen: dict[uuid_module.UUID, RunningDisk] = field(default_factory=dict)
     sample: Sample | None = None
     stuck: dict[uuid_module.UUID, Stuck] = field(default_factory=dict)
     frozen: set[uuid_module.UUID] = field(default_factory=set)
@@ -54,6 +59,17 @@ class Care:
     def stopped_ms(self) -> float:
         """For how long the guest has been stopped, in milliseconds."""
         return 0.0 if math.isnan(self.stopped_at) else round((self.now - self.stopped_at) * 1000, 1)
+
+    async def look(self) -> None:
+        """Ask QEMU what it has of the guest's disks; what it told before stays when it does not say."""
+        with contextlib.suppress(HvextError):
+            self.seen = await self.vm.disks()
+
+    async def disks(self, needed: Collection[uuid_module.UUID]) -> Mapping[uuid_module.UUID, RunningDisk]:
+        """Return what QEMU told of the disks; it is asked again only when one that is ``needed`` is not among them."""
+        if not self.seen.keys() >= set(needed):
+            self.seen = await self.vm.disks()
+        return self.seen
 
     def tell(self, happening: Happening, words: str, disk: uuid_module.UUID | None = None, **values: object) -> None:
         """Say that something happened."""

@@ -52,6 +52,7 @@ async def _look(care: Care, uuid: uuid_module.UUID) -> bool | None:
         rule.failed(care.now)
         care.tell(Happening.MOVE_BACK_FAILED, str(error), uuid, next_s=round(rule.look_every_s(care.now), 1))
         return health.healthy
+    await care.look()
     hold_s = rule.hold_s(care.now)
     # What it remembers of failures stays: storage that comes and goes is left alone for longer each time.
     care.home(uuid)

@@ -21,8 +21,8 @@ from hvext.core.supervision import GiveUpRule, Guest, GuestState, Happening, Not
 from hvext.errors import CommandTimeout, HvextError, MonitorError
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import parse_address
+from hvext.operations.capabilities import query_capabilities
 from hvext.operations.frozen import stuck_now
-from hvext.operations.inspect import running_disks
 from hvext.operations.vm import AsyncVm, open_vm_async
 from hvext.operations.watch.care import Care
 from hvext.operations.watch.dispatch import Dispatcher, Outcome
@@ -150,6 +150,10 @@ class WatchedGuest:
 
     async def _start(self, care: Care) -> None:
         """Look at the guest as if everything had just happened."""
+        await care.look()
+        with contextlib.suppress(HvextError):
+            # Its answer is kept: the guest would wait for it in its first failover.
+            await query_capabilities(care.vm.monitor)
         for uuid in await care.vm.failed_over() - care.away.keys():
             care.left(uuid)
         for uuid, record in care.vm.journal.read().disks.items():
@@ -255,7 +259,7 @@ class WatchedGuest:
 
     async def _server_of(self, care: Care, failed: set[uuid_module.UUID]) -> str:
         """Return the server that a recovery is counted with: the one that it tries first, as far as is known."""
-        running = await running_disks(care.vm.monitor)
+        running = await care.disks(failed)
         for uuid in sorted(failed & running.keys(), key=str):
             current = care.offers.current(running[uuid])
             for location in (*dead_last(care.offers.kept(uuid), running[uuid]), current):
@@ -284,7 +288,9 @@ class WatchedGuest:
             self._want("unfreeze", f"frozen:{server}", partial(unfreeze, care), connections=_CONNECTIONS)
 
     async def _prime(self, care: Care) -> None:
-        """Ask the provider about disks it was not asked about yet: when storage fails, it may fail as well."""
+        """Ask QEMU about its disks, and the provider about those it was not asked about: both may fail with storage."""
+        if care.guest.well and not care.stuck:
+            await care.look()
         for uuid, disk in (await care.vm.known_disks()).items():
             if not care.offers.kept(uuid):
 

@@ -67,7 +67,7 @@ async def _swap_and_resume(care: Care) -> set[str]:
     failed = {uuid for uuid, fault in found.items() if fault is Fault.FAILED} - care.saved
     if not failed and not (stopped and care.saved):
         return set()
-    running = await care.vm.disks()
+    running = await care.disks(failed)
     known = await care.vm.known_disks()
     served = await _swap_all(care, failed, running, known)
     # A server that died has taken others with it: they would stop the guest again.
@@ -79,6 +79,7 @@ async def _swap_and_resume(care: Care) -> set[str]:
         care.tell(Happening.LEFT_PAUSED, "its disks are in order again; somebody else has paused it")
     elif await care.vm.resume():
         care.tell(Happening.RESUMED, f"runs again after {care.stopped_ms:g} ms", stopped_ms=care.stopped_ms)
+        await care.look()
     return served
 
 
@@ -113,7 +114,7 @@ async def _swap(care: Care, running: RunningDisk, disk: Disk | None) -> str:
         )
     began = time.monotonic()
     candidates = await care.offers.ask(care.vm, disk)
-    result = await care.vm.fail_over(disk, dead_last(candidates, running))
+    result = await care.vm.fail_over(disk, dead_last(candidates, running), known=running)
     told_swap(care, uuid, result, began)
     if result.after != candidates[0].words or uuid in care.away:
         # One that is back already where it prefers to be has been away for a moment all the same.

@@ -16,7 +16,6 @@ from hvext.core.supervision import Happening
 from hvext.errors import FenceFailed, HvextError, MonitorError
 from hvext.operations.fence import FrozenDisk
 from hvext.operations.frozen import sample
-from hvext.operations.inspect import running_disks
 from hvext.operations.watch.care import Care
 from hvext.operations.watch.dispatch import Outcome
 from hvext.operations.watch.rescue import rescue_held, told_swap
@@ -42,7 +41,7 @@ async def look_for_silence(care: Care) -> bool:
 
 async def _ask_servers(care: Care) -> None:
     """Ask the servers of all disks that are stuck, also of those that have not been for long: they go together."""
-    running = await running_disks(care.vm.monitor)
+    running = await care.disks(care.stuck)
     for uuid, stuck in care.stuck.items():
         if uuid in care.frozen or uuid not in running:
             continue
@@ -86,12 +85,13 @@ async def unfreeze(care: Care) -> Outcome:
 
 
 async def _leave(care: Care) -> None:
-    running = await running_disks(care.vm.monitor)
+    running = await care.disks(care.frozen)
     known = await care.vm.known_disks()
     frozen = []
     for uuid in care.frozen & known.keys() & running.keys():
         candidates = dead_last(await care.offers.ask(care.vm, known[uuid]), running[uuid])
-        frozen.append(FrozenDisk(disk=known[uuid], candidates=candidates, fence=care.settings.fence))
+        fence = care.settings.fence
+        frozen.append(FrozenDisk(disk=known[uuid], candidates=candidates, fence=fence, known=running[uuid]))
     began = time.monotonic()
     results = await care.vm.fail_over_frozen(frozen)
     for item, result in zip(frozen, results, strict=True):
