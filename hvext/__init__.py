@@ -78,11 +78,14 @@ if TYPE_CHECKING:
     from hvext.operations.fence import CommandFence as CommandFence
     from hvext.operations.fence import FrozenDisk as FrozenDisk
     from hvext.operations.fence import ProviderFence as ProviderFence
+    from hvext.operations.migrate import TargetMachine as TargetMachine
+    from hvext.operations.moving import migrate as migrate
     from hvext.operations.plug import Plugged as Plugged
     from hvext.operations.recover import Recovered as Recovered
     from hvext.operations.recover import recover as recover
     from hvext.operations.repoint import Repointed as Repointed
     from hvext.operations.resize import Resized as Resized
+    from hvext.operations.sending import Migrated as Migrated
     from hvext.operations.start import Start as Start
     from hvext.operations.start import start_disks as start_disks
     from hvext.operations.start import stop_disks as stop_disks
@@ -142,6 +145,7 @@ _HOMES = {
     "JournalError": "hvext.errors",
     "Location": "hvext.core.uri",
     "LocationError": "hvext.errors",
+    "Migrated": "hvext.operations.sending",
     "MigrationRefused": "hvext.errors",
     "MonitorError": "hvext.errors",
     "Notice": "hvext.core.supervision",
@@ -166,6 +170,7 @@ _HOMES = {
     "ScriptTimeout": "hvext.errors",
     "Secret": "hvext.core.secret",
     "Start": "hvext.operations.start",
+    "TargetMachine": "hvext.operations.migrate",
     "Throttle": "hvext.core.options",
     "UnplugState": "hvext.operations.unplug",
     "Unplugged": "hvext.operations.unplug",
@@ -186,6 +191,7 @@ _HOMES = {
     "detach": "hvext.operations.attachments",
     "detach_volume": "hvext.operations.volumes",
     "grow_volume": "hvext.operations.volumes",
+    "migrate": "hvext.operations.moving",
     "offer": "hvext.operations.attachments",
     "open_vm": "hvext.operations.vm",
     "open_vm_async": "hvext.operations.vm",

@@ -103,12 +103,14 @@ def _stop(daemon: StorageDaemon, _cancel: object) -> None:
 
 
 def network_of(pid: int | None) -> tuple[str, ...]:
-    """Return an argv that runs what is put behind it in the network of a process."""
+    """Return an argv that runs what is put behind it in the network of a process, and ends it when hvext ends."""
+    setpriv = which("setpriv")
+    tied = (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
     nsenter = which("nsenter")
     with contextlib.suppress(OSError):
         if nsenter and Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink():
-            return (nsenter, f"--net=/proc/{pid}/ns/net", "--")
-    return ()
+            return (*tied, nsenter, f"--net=/proc/{pid}/ns/net", "--")
+    return tied
 
 
 def environment_of(pid: int | None) -> dict[str, str]:

