@@ -14,8 +14,8 @@ from hvext.cli.start import file_values, given_disks, read_json
 from hvext.core.migration import Description, Transfer
 from hvext.errors import HvextError
 from hvext.host.qmp import CONNECT_TIMEOUT_S
-from hvext.operations import handover, moving
 from hvext.operations import migrate as operations
+from hvext.operations import moving
 from hvext.operations.sending import Migrated
 from hvext.operations.start import stop_disks
 from hvext.operations.transfer import Limits
@@ -117,8 +117,7 @@ def cancel(arguments: argparse.Namespace) -> int:
 def stop(arguments: argparse.Namespace) -> int:
     """Detach the volumes of an instance that has ended, or has gone to another host."""
     host, disks = provider_host(arguments), given_disks(arguments)
-    left = handover.close_all(host, disks) if arguments.close else []
-    left += stop_disks(host, disks, name=arguments.vm)
+    left = stop_disks(host, disks, name=arguments.vm, close=arguments.close)
     if left:
         raise HvextError(f"NOT detached: {'; '.join(left)}", hint="has the instance's QEMU ended?")
     if arguments.json:

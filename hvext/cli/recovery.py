@@ -8,13 +8,16 @@ import sys
 
 from hvext.cli.arguments import provider_host
 from hvext.cli.output import print_json, print_table, reporter
+from hvext.host.journal import JournalFolder
 from hvext.operations import audit as auditing
 from hvext.operations import recover as recovering
+from hvext.operations.journal import check_names
 from hvext.operations.recover import Outcome
 
 
 def audit(arguments: argparse.Namespace) -> int:
     """List what does not fit together; 1 when there is anything but what is under way."""
+    check_names(arguments.vm, JournalFolder())
     findings = asyncio.run(auditing.audit(monitors=arguments.qmp, names=arguments.vm, timeout_s=arguments.qmp_timeout))
     if arguments.json:
         print_json([finding.to_json() for finding in findings])
@@ -30,6 +33,7 @@ def audit(arguments: argparse.Namespace) -> int:
 
 def recover(arguments: argparse.Namespace) -> int:
     """Finish or undo what was left; 1 when something had to be left as it is."""
+    check_names([*arguments.vm, *arguments.gone], JournalFolder())
     done = asyncio.run(
         recovering.recover(
             provider_host(arguments),

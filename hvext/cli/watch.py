@@ -10,12 +10,13 @@ import signal
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from shutil import which
 
 from hvext.cli.arguments import provider_host
 from hvext.core.hysteresis import FailBackRule
 from hvext.core.schedule import Pace
 from hvext.core.supervision import GiveUpRule, Notice
-from hvext.errors import InputError
+from hvext.errors import HvextError, InputError
 from hvext.host.provider import ProviderHost
 from hvext.operations.fence import CommandFence, Fence, ProviderFence
 from hvext.operations.watch import Watch, WatchSettings
@@ -26,6 +27,8 @@ def watch(arguments: argparse.Namespace) -> int:
     host = provider_host(arguments)
     watching = Watch(_settings(arguments, host), host=host, say=_printer(as_json=arguments.json))
     well = asyncio.run(_run(watching))
+    if arguments.once and not watching.found:
+        raise HvextError("there is no guest to look at", hint="do --qmp and --qmp-glob name sockets that exist?")
     return 0 if well or not arguments.once else 1
 
 
@@ -62,7 +65,11 @@ def _fence(arguments: argparse.Namespace, host: ProviderHost) -> Fence | None:
             raise InputError(f"--fence-command cannot be split into words: {error}") from error
         if not argv:
             raise InputError("--fence-command is empty")
+        if which(argv[0]) is None:
+            raise InputError(f"--fence-command: there is no program {argv[0]!r}")
         return CommandFence(argv=argv, leaves_server=arguments.fence_leaves_server)
+    if arguments.fence_leaves_server:
+        raise InputError("--fence-leaves-server is about a --fence-command, and there is none")
     return ProviderFence(host=host) if arguments.fence == "close" else None
 
 

@@ -99,8 +99,18 @@ def audit_vm(
 def audit_ended(record: VmRecord) -> Iterator[Finding]:
     """Yield what is left of a VM whose QEMU has ended: the volumes of all its disks."""
     for uuid, known in record.disks.items():
+        if was_sent(known):
+            words = f"{known.words} is attached for a guest that lives on another host; hvext stop lets it go"
+            yield Finding(vm=record.name, kind=Kind.MIGRATING, uuid=uuid, words=words)
+            continue
         words = f"{known.words} is attached for a QEMU that has ended (process {_pid(record)})"
         yield Finding(vm=record.name, kind=Kind.ENDED, uuid=uuid, words=words)
+
+
+def was_sent(known: DiskRecord) -> bool:
+    """Return whether a disk is that of a guest that was sent to another host, where its volume has yet to be opened."""
+    work = known.unfinished
+    return work is not None and work.by is None and bool(work.details.get("sent"))
 
 
 def audit_unseen(record: VmRecord, *, under_way: Iterable[uuid_module.UUID], why: str) -> Iterator[Finding]:

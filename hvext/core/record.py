@@ -75,13 +75,15 @@ class Unfinished:
 class DiskRecord:
     """One disk of a VM: ``disk`` has all its parameters but ``withheld``, the names of those that are secrets.
 
-    ``failed_over`` tells that it is elsewhere than its access choice says, because its storage had died.
+    ``failed_over`` tells that it is elsewhere than its access choice says, because its storage had died;
+    ``keep_attached`` that its volume is not to be detached when the guest lets the disk go.
     """
 
     disk: Disk
     withheld: tuple[str, ...] = ()
     intent: Intent = Intent.PRESENT
     failed_over: bool = False
+    keep_attached: bool = False
     unfinished: Unfinished | None = None
 
     @classmethod
@@ -90,6 +92,11 @@ class DiskRecord:
         parameters = disk.volume.parameters
         withheld = tuple(sorted(name for name in parameters if is_secret_name(name)))
         return cls(disk=_with_parameters(disk, _without(parameters, withheld)), withheld=withheld, **values)
+
+    @property
+    def stays_attached(self) -> bool:
+        """Whether its volume is not to be detached, by the unplug that is under way or pending."""
+        return self.keep_attached or bool(self.unfinished and self.unfinished.details.get("keep_attached"))
 
     def whole(self, secrets: Mapping[str, str]) -> Disk:
         """Return the disk with the secrets among its parameters; raises JournalError when one is not there."""
@@ -198,6 +205,8 @@ def _disk_json(record: DiskRecord) -> dict[str, object]:
         value["withheld"] = list(record.withheld)
     if record.failed_over:
         value["failed_over"] = True
+    if record.keep_attached:
+        value["keep_attached"] = True
     if (work := record.unfinished) is not None:
         value["unfinished"] = {
             "operation": str(work.operation),
@@ -217,6 +226,7 @@ def _disk_record(value: Mapping[str, Any]) -> DiskRecord:
         withheld=tuple(value.get("withheld", ())),
         intent=Intent(value["intent"]),
         failed_over=bool(value.get("failed_over", False)),
+        keep_attached=bool(value.get("keep_attached", False)),
         unfinished=None
         if work is None
         else Unfinished(

@@ -62,3 +62,17 @@ def _words(path: Path) -> list[bytes]:
         return path.read_bytes().split(b"\0")
     except OSError:
         return []
+
+
+def is_qemu(pid: int) -> bool:
+    """Return whether a process is a QEMU or a storage daemon, by the program and the first words that it was run with.
+
+    A QEMU that is run by a loader or a wrapper has its name among these words.
+    """
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:8]
+        program = str(Path(f"/proc/{pid}/exe").readlink())
+    except OSError:
+        return False
+    names = [Path(word).name for word in (program, *words)]
+    return any(name.startswith(("qemu-system-", "qemu-kvm", "qemu-storage-daemon")) or name == "kvm" for name in names)

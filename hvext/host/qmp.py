@@ -50,14 +50,21 @@ class _Client(QMPClient):
     """The library's client without its log of messages, whose texts it makes also when nobody reads them.
 
     QEMU may send an event before its answer to ``qmp_capabilities``, and the library would take it for that answer: a
-    guest whose storage fails could not be connected to.
+    guest whose storage fails could not be connected to. What was meant for a client that left before it had read it
+    can come before the greeting.
     """
+
+    _greeted = False
 
     async def _recv(self) -> Message:
         message = await super()._recv()
-        while "event" in message and self.runstate is not Runstate.RUNNING:
+        while self.runstate is not Runstate.RUNNING and self._is_stray(message):
             message = await super()._recv()
+        self._greeted = self._greeted or "QMP" in message
         return message
+
+    def _is_stray(self, message: Message) -> bool:
+        return "event" in message or (not self._greeted and ("return" in message or "error" in message))
 
     def _cb_outbound(self, msg: Message) -> Message:
         return msg
@@ -204,30 +211,21 @@ async def connect(
 
 
 async def _greeted(target: str | tuple[str, int]) -> tuple[QMPClient, int | None]:
-    """Return a client that a monitor has greeted, and QEMU's process number where the socket tells it.
-
-    A client that left before it had all its answers leaves them to the next one, who takes them for the greeting.
-    """
-    for last in (False, False, True):
-        client = _Client("hvext")
-        # It keeps every event that it is not asked for: in a connection that stays open, for ever.
-        client.events.event_filter = lambda _message: False
-        pid: int | None = None
-        try:
-            if isinstance(target, str):
-                stream = await _connected(target)
-                pid = struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-                await client.connect(stream)
-            else:
-                await client.connect(target)
-        except ConnectError as error:
-            if last or "Greeting" not in _words(error):
-                raise
-        except asyncio.CancelledError:
-            await _abandon(client)
-            raise
+    """Return a client that a monitor has greeted, and QEMU's process number where the socket tells it."""
+    client = _Client("hvext")
+    # It keeps every event that it is not asked for: in a connection that stays open, for ever.
+    client.events.event_filter = lambda _message: False
+    pid: int | None = None
+    try:
+        if isinstance(target, str):
+            stream = await _connected(target)
+            pid = struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            await client.connect(stream)
         else:
-            break
+            await client.connect(target)
+    except asyncio.CancelledError:
+        await _abandon(client)
+        raise
     return client, pid
 
 

@@ -108,10 +108,12 @@ def attach_all(
     *,
     exclusive: bool | None = True,
     obstacle: Callable[[Disk], Obstacle] = lambda _disk: nothing_in_the_way,
+    shared: Callable[[Disk], bool] = lambda _disk: False,
 ) -> list[Attached]:
     """Attach all disks side by side and return them in the same order; ``obstacle`` gives that of each disk.
 
-    When one fails, or on Ctrl-C, all the others are detached again. Raises OperationFailed that names every disk
+    When one fails, or on Ctrl-C, all the others are detached again, but those that somebody else has attached, too
+    (``shared``). Raises OperationFailed that names every disk
     that failed, and every one that stays attached.
     """
     if not disks:
@@ -121,14 +123,22 @@ def attach_all(
     with ThreadPoolExecutor(max_workers=min(len(disks), 64), thread_name_prefix="attach") as pool:
         try:
             futures.extend(
-                pool.submit(attach, host, disk, exclusive=exclusive, cancel=cancel, obstacle=obstacle(disk))
+                pool.submit(
+                    attach,
+                    host,
+                    disk,
+                    exclusive=exclusive,
+                    shared=shared(disk),
+                    cancel=cancel,
+                    obstacle=obstacle(disk),
+                )
                 for disk in disks
             )
             wait(futures)
         except BaseException as reason:
             cancel.set()
             wait(futures)
-            if left := _undo(host, disks, futures):
+            if left := _undo(host, disks, futures, shared):
                 raise OperationFailed(
                     f"attaching was ended early ({type(reason).__name__}); NOT detached: {'; '.join(left)}",
                     step="attach",
@@ -138,7 +148,7 @@ def attach_all(
     failed = [(disk, error) for disk, future in zip(disks, futures, strict=True) if (error := future.exception())]
     if not failed:
         return [future.result() for future in futures]
-    left = _undo(host, disks, futures)
+    left = _undo(host, disks, futures, shared)
     for _disk, error in failed:
         if not isinstance(error, HvextError):
             raise error
@@ -171,11 +181,16 @@ def secrets_in_files(files: Mapping[str, str]) -> dict[str, Secret]:
     return {role: Secret(read_secret_file(path)) for role, path in files.items()}
 
 
-def _undo(host: ProviderHost, disks: list[Disk], futures: list[Future[Attached]]) -> list[str]:
+def _undo(
+    host: ProviderHost, disks: list[Disk], futures: list[Future[Attached]], shared: Callable[[Disk], bool]
+) -> list[str]:
     """Detach what was attached; return what stays attached, in words."""
     errors = [future.exception() for future in futures]
     left = [words for error in errors if isinstance(error, OperationFailed) for words in error.left]
-    return left + detach_all(host, [disk for disk, error in zip(disks, errors, strict=False) if error is None])
+    return left + detach_all(
+        host,
+        [disk for disk, error in zip(disks, errors, strict=False) if error is None and not shared(disk)],
+    )
 
 
 def detach_all(host: ProviderHost, disks: list[Disk]) -> list[str]:

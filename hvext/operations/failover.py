@@ -53,7 +53,7 @@ from hvext.operations.inspect import chain_of, device_iothread, has_node, runnin
 from hvext.operations.nodes import add_node, delete_node, remove_needs
 from hvext.operations.opening import Movable, check_direct, location_obstacle, opening
 from hvext.operations.repoint import disk_in_guest, whole
-from hvext.operations.steps import Report, Step, carry_out, may_have_done, silent
+from hvext.operations.steps import Report, Step, carry_out, may_have_done, silent, tidy_up
 
 #: The state of a guest that an I/O error has stopped.
 IO_ERROR = "io-error"
@@ -254,9 +254,8 @@ async def _swap(monitor: Monitor, disk: Movable, location: Location, report: Rep
         await remove_needs(monitor, disk.protocol.name)
 
     close = Step(name=f"close {disk.protocol.where}", do=close_old)
-    await carry_out(
-        f"finish the failover of disk {names.uuid} to {location.words}, where it is now", [close], report=report
-    )
+    words = f"finish the failover of disk {names.uuid} to {location.words}, where it is now"
+    await tidy_up(words, close, leaves=[disk.protocol.name], report=report)
     return location.words
 
 

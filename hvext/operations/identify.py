@@ -14,7 +14,7 @@ from pathlib import Path
 from hvext.core.record import ProcessId, VmRecord
 from hvext.errors import JournalError
 from hvext.host.journal import JournalFolder
-from hvext.host.proc import process_id
+from hvext.host.proc import is_qemu, process_id
 from hvext.host.qmp import Monitor
 from hvext.operations.inspect import running_disks
 from hvext.operations.journal import Journal, another_runs, name_beside, read_records
@@ -25,14 +25,27 @@ async def journal_of(monitor: Monitor, address: str, *, name: str | None = None,
 
     ``address`` is the monitor's. Raises JournalError, QemuError.
     """
-    process = process_id(monitor.pid)
+    process = process_of(monitor)
     given = name or str((await monitor.execute("query-name")).get("name", ""))
     where = _absolute(address)
     records = read_records(folder)
     chosen = _name(given, where, process, records)
     journal = Journal(folder, chosen, monitor=where, process=process)
     await _adopt(monitor, journal, records)
+    known = records.get(journal.name)
+    if known is not None and known.disks and (known.process != process or where not in known.monitors):
+        # Somebody who works on it just now writes it down as well.
+        with contextlib.suppress(JournalError):
+            async with journal.locked(limit_s=0):
+                if not journal.is_seen:
+                    journal.write(journal.seen())
     return journal
+
+
+def process_of(monitor: Monitor) -> ProcessId | None:
+    """Return QEMU's process; None where the socket does not tell it: over TCP, and through a proxy (ssh, socat)."""
+    process = process_id(monitor.pid)
+    return process if process is not None and is_qemu(process.pid) else None
 
 
 def _name(given: str, address: str, process: ProcessId | None, records: Mapping[str, VmRecord]) -> str:
@@ -46,6 +59,9 @@ def _name(given: str, address: str, process: ProcessId | None, records: Mapping[
         beside = name_beside(given, process)
         if beside in known or (other is not None and another_runs(other, process)):
             return beside
+    elif given in records and records[given].monitors and address not in records[given].monitors:
+        # Whether it is the same QEMU, nothing tells.
+        return f"{given}@{address}"
     return given or address
 
 

@@ -14,6 +14,7 @@ import time
 import uuid as uuid_module
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from hvext.core.disk import Disk
@@ -33,6 +34,8 @@ from hvext.operations.steps import Report, may_have_done, silent
 #: Longer than the scripts and commands of one operation take that goes well.
 LOCK_LIMIT_S = 180.0
 _POLL_S = 0.02
+#: Operations that change nothing about whether a disk is meant to be in the guest: its unplug may be pending.
+_STAYING = (Operation.FAIL_OVER, Operation.REPOINT, Operation.RESIZE)
 
 
 def read_records(folder: JournalFolder) -> dict[str, VmRecord]:
@@ -52,10 +55,25 @@ def _parsed(folder: JournalFolder) -> dict[str, VmRecord | JournalError]:
     found: dict[str, VmRecord | JournalError] = {}
     for where, text in folder.texts().items():
         try:
-            found[where] = text if isinstance(text, JournalError) else VmRecord.from_json(text, where)
+            found[where] = text if isinstance(text, JournalError) else _read_before(text, where)
         except JournalError as error:
             found[where] = error
     return found
+
+
+def check_names(names: Sequence[str], folder: JournalFolder) -> None:
+    """Raise InputError for the name of a VM that the journal does not have; a record that cannot be read may be its."""
+    known = read_records(folder)
+    unknown = [name for name in names if name not in known]
+    if unknown and not broken_records(folder):
+        have = ", ".join(known) or "none"
+        raise InputError(f"the journal in {folder.path} has no VM {unknown[0]!r}", hint=f"it has: {have}")
+
+
+@lru_cache(maxsize=1024)
+def _read_before(text: str, where: str) -> VmRecord:
+    """Return the record in a text: one process that supervises hundreds of VMs reads the same ones again and again."""
+    return VmRecord.from_json(text, where)
 
 
 def another_runs(record: VmRecord, process: ProcessId | None) -> bool:
@@ -171,8 +189,16 @@ class Journal:
         Without a monitor it is for a QEMU that is still to come: the one before it is none of its.
         """
         if self._monitor:
-            return self._record.seen(self._monitor, self._process)
+            ended = self._record.process is not None and not is_alive(self._record.process)
+            before = replace(self._record, process=None) if ended else self._record
+            return before.seen(self._monitor, self._process)
         return self._record if is_alive(self._record.process) else replace(self._record, process=None, monitors=())
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether the record, as it was read last, has the monitor and the process that this was made for."""
+        known = self._record
+        return not known.disks or (self._monitor in known.monitors and known.process == self._process)
 
     def whole(self, uuid: uuid_module.UUID) -> Disk | None:
         """Return a disk that the record has, with its secrets; None for one that it has not. Raises JournalError."""
@@ -219,8 +245,10 @@ class Journal:
         """Remove a disk and its kept secrets; one that is not there is no error. Raises JournalError."""
         # In this order: a record whose secrets are gone could not be recovered, files without a record can.
         self.write(self._record.without_disk(uuid))
-        if not any(uuid in record.disks for record in read_records(self.folder).values()):
-            remove_private(_kept_name(uuid))
+        # Whoever writes the disk down for another VM at this moment keeps its secrets first.
+        with self.folder.comparing():
+            if not any(uuid in record.disks for record in read_records(self.folder).values()):
+                remove_private(_kept_name(uuid))
 
     def begin(
         self,
@@ -238,30 +266,35 @@ class Journal:
         before = self._record.disks.get(disk.volume.uuid)
         if before is not None:
             end_scripts(before)
-        if operation is Operation.START and not is_alive(self._record.process):
+        if operation is Operation.START and self._record.process is not None and not is_alive(self._record.process):
             # Of a QEMU that has ended: what it had is attached anew.
             before = None
         work = Unfinished(operation=operation, since=time.time(), by=this_process(), details=details or {})
         record = DiskRecord.of(disk, intent=intent, unfinished=work)
         if before is not None and operation not in (Operation.PLUG, Operation.START):
             # The disk is there: its options are those that it was given then.
-            record = replace(before, intent=intent, unfinished=work)
+            record = replace(before, intent=before.intent if operation in _STAYING else intent, unfinished=work)
         with self.folder.comparing():
             if exclusive and (users := users_of(disk, read_records(self.folder), but=self.name)):
                 raise PlugError(
                     f"the volume {record.words} is a disk of VM {users[0]} on this host",
                     hint="unplug it there first; hvext audit shows what each VM has",
                 )
+            kept = self.kept_secrets(record)
             self._keep_secrets(disk, record)
             self.write(self.seen().with_disk(record))
-        return Entry(self, disk.volume.uuid, before)
+        return Entry(self, disk.volume.uuid, before, kept)
 
     def _keep_secrets(self, disk: Disk, record: DiskRecord) -> None:
         values = {name: disk.volume.parameters[name] for name in record.withheld if name in disk.volume.parameters}
         # A caller who names the disk without them has no newer ones.
         if values and len(values) == len(record.withheld):
-            path = f"{private_folder()}/{_kept_name(disk.volume.uuid)}"
-            write_private([PrivateFile(path=path, text=Secret(json.dumps(values)))])
+            self.keep_secrets(disk.volume.uuid, values)
+
+    def keep_secrets(self, uuid: uuid_module.UUID, values: Mapping[str, str]) -> None:
+        """Keep the secret parameters of a disk on this host, in a private file."""
+        path = f"{private_folder()}/{_kept_name(uuid)}"
+        write_private([PrivateFile(path=path, text=Secret(json.dumps(dict(values))))])
 
     def host(self, host: ProviderHost) -> ProviderHost:
         """Return ``host`` so that the scripts it starts are written down."""
@@ -284,8 +317,11 @@ class Journal:
 class Entry:
     """What stands in the journal about one operation on one disk; ``before`` is what stood there before it."""
 
-    def __init__(self, journal: Journal, uuid: uuid_module.UUID, before: DiskRecord | None) -> None:
+    def __init__(
+        self, journal: Journal, uuid: uuid_module.UUID, before: DiskRecord | None, kept: Mapping[str, str]
+    ) -> None:
         self.before = before
+        self._kept = kept
         self._journal = journal
         self._uuid = uuid
         self._n_steps = 0
@@ -311,6 +347,8 @@ class Entry:
                 self._journal.forget(self._uuid)
                 return
             known = self._journal.record.disks[self._uuid]
+            if known.unfinished is not None and known.unfinished.operation in _STAYING:
+                intent = known.intent
             ended = replace(known, intent=intent, unfinished=waiting, **values)
             self._journal.write(self._journal.record.with_disk(ended))
         except JournalError as error:
@@ -323,6 +361,8 @@ class Entry:
         if self.before is None:
             self._journal.forget(self._uuid)
         else:
+            if self._kept:
+                self._journal.keep_secrets(self._uuid, self._kept)
             self._journal.write(self._journal.record.with_disk(self.before))
 
     @contextlib.contextmanager
@@ -342,12 +382,18 @@ class Entry:
             raise
 
 
+def runs(record: VmRecord) -> bool:
+    """Return whether a VM's QEMU runs, as far as is known: one that was seen over TCP only may."""
+    return is_alive(record.process) or (record.process is None and bool(record.monitors))
+
+
 def owners_of(disks: Sequence[Disk], records: Mapping[str, VmRecord], *, name: str | None = None) -> list[str]:
-    """Return the names of the VMs with one of ``disks``: the one called ``name``, or all whose QEMU does not run."""
+    """Return the VMs whose QEMU does not run and that have one of ``disks``: all, or the one called ``name``."""
     return [
         record.name
         for record in records.values()
-        if (record.name == name if name else not is_alive(record.process))
+        if (name is None or record.name == name)
+        and not runs(record)
         and any(disk.volume.uuid in record.disks for disk in disks)
     ]
 

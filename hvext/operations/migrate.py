@@ -42,10 +42,9 @@ from hvext.operations.transfer import (
     prepare_target,
     run_state,
     to_the_end,
+    transfer_state,
     wait_loaded,
 )
-
-_NOBODY_THERE = "does the target listen there, and is the way to it open?"
 
 
 class TargetMachine(Protocol):
@@ -161,6 +160,10 @@ async def finish(
     async def arrive() -> None:
         nonlocal state
         await wait_loaded(monitor, timeout_s)
+        if await run_state(monitor) == "postmigrate" or (await transfer_state(monitor)).status == "none":
+            raise MigrationRefused(
+                "no guest has arrived at this QEMU", hint="name the target's monitor; on the source: migrate-cancel"
+            )
         if description.running:
             await let_run(monitor)
         state = await run_state(monitor)

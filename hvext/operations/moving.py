@@ -13,19 +13,21 @@ from typing import Any
 from hvext.core.disk import Disk
 from hvext.core.migration import Description
 from hvext.core.record import DiskRecord, Intent, Operation, VmRecord
-from hvext.errors import HvextError, MonitorError, QemuError
+from hvext.errors import HvextError, InputError, QemuError
 from hvext.host.journal import JournalFolder
+from hvext.host.proc import this_process
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor, connect
 from hvext.operations import handover
 from hvext.operations import migrate as migration
 from hvext.operations.identify import journal_of
+from hvext.operations.inspect import running_disks
 from hvext.operations.journal import Journal, waits
 from hvext.operations.migrate import TargetMachine
 from hvext.operations.reach import CONNECT_S
 from hvext.operations.sending import Migrated
 from hvext.operations.steps import Step, carry_out
-from hvext.operations.transfer import end_machine, give_up, let_run, run_state, runs, wait_loaded
+from hvext.operations.transfer import end_machine, give_up, late, let_run, run_state, runs, wait_loaded
 from hvext.operations.vm import AsyncVm
 
 _BEGUN = "begun: its volumes are open for shared access"
@@ -96,11 +98,20 @@ async def migrate(
     folder = JournalFolder(target_state or vm.journal.folder.path)
     async with vm.alone(), vm.operation(Operation.MIGRATE, *disks) as work:
         arrived: list[Journal] = []
+        uuids = [disk.volume.uuid for disk in disks]
 
         async def started(monitor: Monitor, address: str) -> None:
             for disk in disks:
                 vm.journal.note(disk.volume.uuid, details={"target": address})
-            arrived.append(await journal_of(monitor, address, name=target_name, folder=folder))
+            journal = await journal_of(monitor, address, name=target_name, folder=folder)
+            if (journal.name, journal.folder.path) == (vm.journal.name, vm.journal.folder.path):
+                raise InputError(
+                    f"source and target are both called {journal.name} in one journal",
+                    hint="give the target a name or a journal of its own: target_name, target_state",
+                )
+            async with journal.locked():
+                _work_on(journal, uuids)
+            arrived.append(journal)
 
         result = await migration.migrate(
             vm.monitor,
@@ -118,7 +129,7 @@ async def migrate(
         )
         for journal in arrived:
             async with journal.locked():
-                _settle(journal, [disk.volume.uuid for disk in disks])
+                _settle(journal, uuids)
         if keep_source:
             work.end(waiting=waits(Operation.MIGRATE, _SENT, sent=True))
         else:
@@ -163,7 +174,7 @@ async def recover(vm: AsyncVm) -> str:
             journal.forget(uuid)
         return "the guest lives on the target; QEMU here was ended, and its volumes let go"
     if target := str(details.get("target", "")):
-        await _end_waiting(target)
+        await _end_waiting(target, disks)
     step = Step(name="open the volumes exclusively", do=lambda: handover.open_exclusive(vm.host, disks))
     await carry_out("give the migration up", [step], report=vm.report)
     _settle(journal, uuids)
@@ -187,8 +198,10 @@ async def _end_source(vm: AsyncVm, disks: Sequence[Disk], target: str) -> None:
         raise HvextError("the guest was sent completely: it must not run here again", hint=hint)
     try:
         async with connect(target, connect_timeout_s=CONNECT_S) as there:
+            await _check_target(there, disks, target)
             await wait_loaded(there, _ARRIVAL_S)
-            if not await runs(there):
+            # A guest that was paused is received without it, and stays paused.
+            if await late(there):
                 await let_run(there)
     except QemuError as error:
         raise HvextError(
@@ -202,14 +215,35 @@ async def _end_source(vm: AsyncVm, disks: Sequence[Disk], target: str) -> None:
     await carry_out("finish the migration", steps, report=vm.report)
 
 
-async def _end_waiting(target: str) -> None:
+async def _check_target(there: Monitor, disks: Sequence[Disk], target: str) -> None:
+    """Raise HvextError when the QEMU at an address is not the target with these disks: it may be used again."""
+    found = {uuid for uuid, disk in (await running_disks(there)).items() if disk.device is not None}
+    if not {disk.volume.uuid for disk in disks} <= found:
+        raise HvextError(
+            f"the guest was sent completely, and another QEMU than its target is at {target} now",
+            hint="hvext migrate-cancel --target-ended, if the target has ended and never let the guest run",
+        )
+
+
+async def _end_waiting(target: str, disks: Sequence[Disk]) -> None:
     """End a target's QEMU that waits for a guest which does not come; one that is gone is no error."""
     try:
         async with connect(target, connect_timeout_s=CONNECT_S) as there:
+            await _check_target(there, disks, target)
             if await run_state(there) == _TO_COME:
                 await end_machine(there)
-    except MonitorError:
+    except HvextError:
+        # Nobody there, or somebody else.
         return
+
+
+def _work_on(journal: Journal, uuids: Sequence[Any]) -> None:
+    """Write down that this process brings a guest to disks that waited for it: if it is killed, nobody else will."""
+    record = journal.seen()
+    for uuid in uuids:
+        if (known := record.disks.get(uuid)) is not None and known.unfinished is not None:
+            record = record.with_disk(replace(known, unfinished=replace(known.unfinished, by=this_process())))
+    journal.write(record)
 
 
 def _settle(journal: Journal, uuids: Sequence[Any]) -> None:

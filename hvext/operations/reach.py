@@ -9,8 +9,9 @@ from pathlib import Path
 from hvext.core.record import VmRecord
 from hvext.errors import HvextError, MonitorError
 from hvext.host.journal import JournalFolder
-from hvext.host.proc import is_alive, process_id
+from hvext.host.proc import is_alive
 from hvext.host.provider import ProviderHost
+from hvext.operations.identify import process_of
 from hvext.operations.steps import Report, silent
 from hvext.operations.vm import AsyncVm, open_vm_async
 
@@ -65,7 +66,7 @@ async def reach(
 
 
 def _is_its(record: VmRecord, vm: AsyncVm) -> bool:
-    process = process_id(vm.monitor.pid)
+    process = process_of(vm.monitor)
     return vm.journal.name == record.name and (record.process is None or process is None or process == record.process)
 
 

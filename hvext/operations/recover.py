@@ -7,12 +7,13 @@ way out goes, and a VM whose QEMU has ended lets its volumes go. Everything may 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid as uuid_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from hvext.core.audit import left_files, left_objects, owner_of_file
+from hvext.core.audit import left_files, left_objects, owner_of_file, was_sent
 from hvext.core.disk import Disk
 from hvext.core.record import DiskRecord, Intent, Operation, Unfinished, VmRecord
 from hvext.core.running import RunningDisk
@@ -22,7 +23,7 @@ from hvext.host.private import private_files, remove_private
 from hvext.host.proc import is_alive
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
-from hvext.host.qmp import DEFAULT_TIMEOUT_S
+from hvext.host.qmp import DEFAULT_TIMEOUT_S, connect
 from hvext.operations import attachments, moving
 from hvext.operations.failover import IO_ERROR, fail_over, resume
 from hvext.operations.inspect import running_disks
@@ -244,7 +245,7 @@ class _Disk:
             disk,
             timeout_s=UNPLUG_S,
             attached=self._known is None or self._known.attached,
-            shared=_shared(disk, self._vm.journal),
+            shared=_stays(self._known, disk, self._vm.journal),
             report=self._vm.report,
         )
         if result.finished:
@@ -260,8 +261,8 @@ class _Disk:
         running = self._running
         if running is not None:
             await self._carry_out("remove its nodes and objects", lambda: remove_remains(self._vm.monitor, running))
-        await _let_go(self._disk(), self._vm.host, self._vm.journal, self._vm.report)
-        return Outcome.UNDONE, f"{self.words}: not in the guest, volume detached"
+        became = await _let_go(self._known, self._disk(), self._vm.host, self._vm.journal, self._vm.report)
+        return Outcome.UNDONE, f"{self.words}: not in the guest, {became}"
 
     async def _finish(self, known: DiskRecord) -> tuple[Outcome, str]:
         work = known.unfinished
@@ -329,8 +330,28 @@ async def _recover_ended(
         if not gone and not has_ended(found):
             # It was started again meanwhile.
             return
+        if address := await _still_has_them(found):
+            words = f"the QEMU at {address} has disks of it: nothing is taken from it"
+            hint = f"hvext recover --qmp {address} looks at it"
+            yield Recovered(vm=record.name, outcome=Outcome.LEFT, words=words, hint=hint)
+            return
         for known in found.disks.values():
-            yield await _abandoned(known, host, journal, report, "QEMU has ended")
+            # The source of a guest that lives on its target: hvext stop lets them go when the target has them.
+            if gone or not was_sent(known):
+                yield await _abandoned(known, host, journal, report, "QEMU has ended")
+
+
+async def _still_has_them(record: VmRecord) -> str:
+    """Return the monitor of a QEMU that has disks of a VM which is thought to have ended; empty when there is none.
+
+    Its process is told by the socket, and behind a proxy that is the proxy's; and it may have been started again.
+    """
+    for address in record.monitors:
+        with contextlib.suppress(HvextError):
+            async with connect(address, connect_timeout_s=CONNECT_S) as monitor:
+                if record.disks.keys() & (await running_disks(monitor)).keys():
+                    return address
+    return ""
 
 
 async def _recover_start(
@@ -361,30 +382,34 @@ async def _abandoned(known: DiskRecord, host: ProviderHost, journal: Journal, re
     uuid = known.disk.volume.uuid
     end_scripts(known)
     try:
-        await _let_go(known.whole(journal.kept_secrets(known)), host, journal, report)
+        became = await _let_go(known, known.whole(journal.kept_secrets(known)), host, journal, report)
     except HvextError as error:
         words = f"{known.words}: {error.message}"
         return Recovered(vm=journal.name, uuid=uuid, outcome=Outcome.LEFT, words=words, hint=error.hint)
-    words = f"{known.words}: {why}, volume detached"
+    words = f"{known.words}: {why}, {became}"
     return Recovered(vm=journal.name, uuid=uuid, outcome=Outcome.UNDONE, words=words)
 
 
-async def _let_go(disk: Disk, host: ProviderHost, journal: Journal, report: Report) -> None:
-    """Detach a volume that QEMU has let go of, and forget the disk."""
+async def _let_go(known: DiskRecord | None, disk: Disk, host: ProviderHost, journal: Journal, report: Report) -> str:
+    """Detach a volume that QEMU has let go of, forget the disk, and say what became of the volume."""
 
     def detach(cancel: Cancel) -> None:
         attachments.detach(host, disk, cancel=cancel)
 
-    if _shared(disk, journal):
+    stays = _stays(known, disk, journal)
+    if stays:
         remove_private(disk.names.root)
     else:
         step = Step(name=f"detach {disk.provider}/{disk.volume.name}", do=lambda: in_thread(detach))
         await carry_out(f"recover {disk.provider}/{disk.volume.name}", [step], report=report)
     journal.forget(disk.volume.uuid)
+    return "its volume stays attached, as wished or for another VM" if stays else "volume detached"
 
 
-def _shared(disk: Disk, journal: Journal) -> bool:
-    return bool(users_of(disk, read_records(journal.folder), but=journal.name))
+def _stays(known: DiskRecord | None, disk: Disk, journal: Journal) -> bool:
+    """Whether a volume stays attached: because the caller wished it, or for other VMs of this host."""
+    users = users_of(disk, read_records(journal.folder), but=journal.name)
+    return bool(users) or (known is not None and known.stays_attached)
 
 
 def _recover_files(folder: JournalFolder, in_use: set[uuid_module.UUID]) -> list[Recovered]:

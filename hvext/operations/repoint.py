@@ -28,7 +28,7 @@ from hvext.host.qmp import Monitor
 from hvext.operations.inspect import chain_of, running_disk
 from hvext.operations.nodes import delete_node, remove_needs
 from hvext.operations.opening import Movable, check_direct, location_obstacle, opening
-from hvext.operations.steps import Report, Step, carry_out, silent
+from hvext.operations.steps import Report, Step, carry_out, silent, tidy_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,4 +187,5 @@ async def exchange(
         await remove_needs(monitor, old.name)
 
     close = Step(name=f"close {old.where}", do=close_old)
-    await carry_out(f"finish the move of disk {names.uuid} to {target}, where it is now", [close], report=report)
+    words = f"finish the move of disk {names.uuid} to {target}, where it is now"
+    await tidy_up(words, close, leaves=[old.name], report=report)

@@ -29,6 +29,7 @@ from hvext.operations.transfer import (
     let_run,
     make_sure_it_stays,
     restore_capabilities,
+    run_state,
     runs,
     set_capabilities,
     set_parameters,
@@ -183,6 +184,8 @@ class Sending:
         try:
             now = await let_run(self.target)
         except CommandRefused:
+            if await run_state(self.target) != "paused":
+                raise
             # It has not run there, and does not any more: it can be taken back.
             await end_machine(self.target)
             await self.source.execute("cont")

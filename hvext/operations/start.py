@@ -23,7 +23,7 @@ from hvext.host.journal import JournalFolder
 from hvext.host.private import private_folder, write_private
 from hvext.host.proc import is_alive
 from hvext.host.provider import ProviderHost
-from hvext.operations import attachments
+from hvext.operations import attachments, handover
 from hvext.operations.attachments import Attached
 from hvext.operations.journal import Journal, forget_ended, owners_of, read_records, users_of, waits
 from hvext.operations.openable import check_plan, openable
@@ -147,6 +147,8 @@ def start_disks(
             for disk in placed
         ]
         notes = [entry.reporter() for entry in begun]
+        # Of a start whose QEMU is still to come, or has come: it goes on having them.
+        had = {disk.names for disk, entry in zip(placed, begun, strict=True) if entry.before is not None}
 
         def step(words: str) -> None:
             with journal.at_once():
@@ -160,6 +162,7 @@ def start_disks(
             placed,
             exclusive=exclusive,
             obstacle=lambda disk: openable(capabilities, disk.names, disk.options),
+            shared=lambda disk: disk.names in had,
         )
         try:
             step("write the private files")
@@ -174,8 +177,8 @@ def start_disks(
                 for entry in begun:
                     entry.end(waiting=waiting)
         except BaseException as error:
-            left = attachments.detach_all(host, [item.disk for item in attached])
-            if left:
+            new = [item.disk for item in attached if item.disk.names not in had]
+            if left := attachments.detach_all(host, new):
                 raise OperationFailed(
                     f"cannot plan the disks: {error}; NOT detached: {'; '.join(left)}", step="plan", left=left
                 ) from error
@@ -280,9 +283,16 @@ def forget_disks(
 
 
 def stop_disks(
-    host: ProviderHost, disks: Sequence[Disk], *, name: str | None = None, state: str | None = None
+    host: ProviderHost,
+    disks: Sequence[Disk],
+    *,
+    name: str | None = None,
+    state: str | None = None,
+    close: bool = False,
 ) -> list[str]:
     """Detach the volumes of an instance that has ended, side by side; return what went wrong.
+
+    With ``close`` they are closed before: those of a migration's target that gets no guest, or of its source.
 
     A volume that a running VM of this host has stays attached, and is among them. ``name`` is the VM's in the journal;
     without one, the disks are forgotten by every VM whose QEMU does not run. Raises JournalError.
@@ -295,7 +305,9 @@ def stop_disks(
         for disk in disks
         if (users := [user for user in users_of(disk, records, but="") if user not in owners])
     }
-    left = attachments.detach_all(host, [disk for disk in disks if disk.names not in kept])
+    free = [disk for disk in disks if disk.names not in kept]
+    left = handover.close_all(host, free) if close else []
+    left += attachments.detach_all(host, free)
     failed = [disk for disk in disks if any(words.startswith(f"{_words(disk)}:") for words in left)]
     forget_ended([disk for disk in disks if disk not in failed], folder, name=name)
     return left + [

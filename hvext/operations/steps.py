@@ -62,6 +62,18 @@ async def carry_out(operation: str, steps: Sequence[Step], *, report: Report = s
         done.append(step)
 
 
+async def tidy_up(operation: str, step: Step, *, leaves: Sequence[str], report: Report = silent) -> None:
+    """Do the last step of an operation that is done already: when it fails, nothing is taken back.
+
+    Raises OperationFailed with ``leaves``, which is what the step should have removed, among what is left.
+    """
+    try:
+        await carry_out(operation, [step], report=report)
+    except OperationFailed as error:
+        left = [*error.left, *leaves]
+        raise OperationFailed(error.message, step=error.step, left=left, hint=error.hint) from error.__cause__
+
+
 async def _do(step: Step) -> None:
     """Do a step; one whose answer did not come in time is done when QEMU says so, once it answers again."""
     try:

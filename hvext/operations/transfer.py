@@ -12,6 +12,7 @@ Source: qemu-qmp-ref(7): migrate, migrate-set-capabilities, MigrationStatus, Run
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -286,9 +287,16 @@ async def let_run(monitor: Monitor) -> float:
         await monitor.execute("cont")
     now = asyncio.get_running_loop().time()
     # Whoever looks for it knows now that the disks were taken over.
-    if await _is_on(monitor, _LATE):
-        await _switch(monitor, {_LATE: False})
+    if await late(monitor):
+        # The guest runs, whatever becomes of this.
+        with contextlib.suppress(CommandRefused):
+            await _switch(monitor, {_LATE: False})
     return now
+
+
+async def late(monitor: Monitor) -> bool:
+    """Return whether a target takes over its disks when it is let run: it has not run then, and is meant to."""
+    return await _is_on(monitor, _LATE)
 
 
 async def runs(monitor: Monitor) -> bool:

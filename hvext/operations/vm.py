@@ -102,6 +102,9 @@ class AsyncVm:
         Raises JournalError when another process takes too long.
         """
         async with self._lock, self._journal.locked():
+            if not self._journal.is_seen:
+                # Disks of a start whose QEMU is seen for the first time.
+                self._journal.write(self._journal.seen())
             yield
 
     @contextlib.asynccontextmanager
@@ -151,15 +154,17 @@ class AsyncVm:
         async with self._lock:
             return await running_disks(self._monitor)
 
-    async def known_disks(self) -> dict[uuid_module.UUID, Disk]:
+    async def known_disks(self, *, leaving: bool = False) -> dict[uuid_module.UUID, Disk]:
         """Return the disks that are meant to be in the guest, with provider, volume and parameters, as written down.
 
-        A disk whose secret parameters are not on this host any more is left out. Raises JournalError.
+        With ``leaving`` also those whose unplug is pending: the guest has them until it lets them go. A disk whose
+        secret parameters are not on this host any more is left out. Raises JournalError.
         """
         known = {}
         for uuid, record in self._journal.read().disks.items():
             with contextlib.suppress(JournalError):
-                if record.intent is Intent.PRESENT and (disk := self._journal.whole(uuid)) is not None:
+                wanted = leaving or record.intent is Intent.PRESENT
+                if wanted and (disk := self._journal.whole(uuid)) is not None:
                     known[uuid] = disk
         return known
 
@@ -168,14 +173,14 @@ class AsyncVm:
         return {uuid for uuid, record in self._journal.read().disks.items() if record.failed_over}
 
     async def offer(self, disk: Disk, *, obstacle: Obstacle = nothing_in_the_way) -> Attached:
-        """Ask the provider again what it offers for a disk that is meant to be in the guest: ``attach`` is idempotent.
+        """Ask the provider again what it offers for a disk of the guest: ``attach`` is idempotent.
 
-        Raises DiskNotFound for one that is not (asking would attach its volume), ProviderError, AccessError.
+        Raises DiskNotFound for one that is not written down (asking would attach its volume), ProviderError,
+        AccessError.
         """
         async with self.alone():
-            known = self._journal.record.disks.get(disk.volume.uuid)
-            if known is None or known.intent is Intent.ABSENT:
-                raise DiskNotFound(f"disk {disk.names.uuid} is not meant to be in VM {self._journal.name} any more")
+            if disk.volume.uuid not in self._journal.record.disks:
+                raise DiskNotFound(f"disk {disk.names.uuid} is not written down for VM {self._journal.name} any more")
             return await in_thread(lambda cancel: attachments.offer(self._host, disk, obstacle=obstacle, cancel=cancel))
 
     async def plug(self, disk: Disk, *, exclusive: bool = True) -> Plugged:
@@ -209,11 +214,11 @@ class AsyncVm:
         async with self.alone():
             return await self._unplug(disk, timeout_s)
 
-    async def _unplug(self, disk: Disk, timeout_s: float) -> Unplugged:
+    async def _unplug(self, disk: Disk, timeout_s: float, *, keep: bool = False) -> Unplugged:
         # A disk that nobody wrote down may be another guest's, also when this is interrupted and recovered.
         before = self._journal.record.disks.get(disk.volume.uuid)
         attached = before is not None and before.attached
-        details = {} if attached else {"attached": False}
+        details = ({} if attached else {"attached": False}) | ({"keep_attached": True} if keep else {})
         async with self.operation(Operation.UNPLUG, disk, intent=Intent.ABSENT, one_way=True, details=details) as work:
             result = await unplugging.unplug_and_detach(
                 self._monitor,
@@ -221,14 +226,10 @@ class AsyncVm:
                 disk,
                 timeout_s=timeout_s,
                 attached=attached,
-                shared=self._shared(disk),
+                shared=keep or self._shared(disk),
                 report=work.report,
             )
-            if result.finished:
-                work.end(None)
-            else:
-                # A guest that refused is not going to let it go by itself.
-                work.end(Intent.ABSENT if result.state is UnplugState.PENDING else Intent.PRESENT)
+            _end_unplug(work, result, keep=keep)
             return result
 
     async def finish_unplug(self, uuid: uuid_module.UUID) -> Unplugged | None:
@@ -246,19 +247,21 @@ class AsyncVm:
             ):
                 return None
             disk = self._journal.whole(uuid)
-            return None if disk is None else await self._unplug(disk, timeout_s=0)
+            return None if disk is None else await self._unplug(disk, timeout_s=0, keep=known.stays_attached)
 
     async def unplug_only(
         self, uuid: uuid_module.UUID, *, timeout_s: float = unplugging.DEFAULT_TIMEOUT_S
     ) -> Unplugged:
-        """Unplug a disk and leave its volume attached."""
+        """Unplug a disk and leave its volume attached: from then on it is the caller's, and written down nowhere."""
+        details = {"keep_attached": True}
         async with self.alone():
             known = self._known(uuid)
-            async with self.operation(Operation.UNPLUG, known, intent=Intent.ABSENT, one_way=True) as work:
+            unplug = self.operation(Operation.UNPLUG, known, intent=Intent.ABSENT, one_way=True, details=details)
+            async with unplug as work:
                 result = await unplugging.unplug(
                     self._monitor, DiskNames(uuid), timeout_s=timeout_s, report=work.report
                 )
-                work.end(Intent.PRESENT if result.state is UnplugState.REJECTED else Intent.ABSENT)
+                _end_unplug(work, result, keep=True)
                 return result
 
     async def repoint(self, uuid: uuid_module.UUID, target: Location | str) -> Repointed:
@@ -307,6 +310,16 @@ class AsyncVm:
             )
             work.end()
             return result
+
+
+def _end_unplug(work: Work, result: Unplugged, *, keep: bool) -> None:
+    if result.finished:
+        work.end(None)
+    elif result.state is UnplugState.PENDING:
+        work.end(Intent.ABSENT, keep_attached=keep)
+    else:
+        # A guest that refused is not going to let it go by itself.
+        work.end(Intent.PRESENT)
 
 
 @contextlib.asynccontextmanager

@@ -10,12 +10,11 @@ from hvext.core.record import same_volume
 from hvext.core.volume import check_size_mib
 from hvext.errors import InputError, VolumeInUse
 from hvext.host.journal import JournalFolder
-from hvext.host.proc import is_alive
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.operations import attachments
 from hvext.operations.attachments import Attached
-from hvext.operations.journal import forget_ended, read_records, users_of
+from hvext.operations.journal import forget_ended, read_records, runs, users_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +88,7 @@ def grow_volume(
 
 def _users(disk: Disk) -> list[str]:
     """Return the running VMs of this host that have the volume."""
-    records = {name: record for name, record in read_records(JournalFolder()).items() if is_alive(record.process)}
+    records = {name: record for name, record in read_records(JournalFolder()).items() if runs(record)}
     return users_of(disk, records, but="")
 
 

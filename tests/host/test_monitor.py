@@ -7,19 +7,25 @@ import json
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from hvext.host.qmp import connect
 
 GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}
 STOP = {"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 0}}
 
 
-async def test_an_event_before_the_first_answer_keeps_nobody_from_connecting() -> None:
+STRAY = [{"return": {}, "id": "__qmp#00009"}, {"error": {"class": "GenericError", "desc": "x"}}, STOP]
+
+
+@pytest.mark.parametrize("before", [[], STRAY], ids=["nothing", "another's answers"])
+async def test_what_comes_before_the_first_answer_keeps_nobody_from_connecting(before: list[object]) -> None:
     # A guest whose storage fails sends them all the time, and QEMU does so as soon as it has read qmp_capabilities.
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         def say(*messages: object) -> None:
             writer.write(b"".join(json.dumps(message).encode() + b"\n" for message in messages))
 
-        say(GREETING)
+        say(*before, GREETING)
         decoder, text = json.JSONDecoder(), ""
         while data := await reader.read(1 << 16):
             text += data.decode()

@@ -102,7 +102,8 @@ def test_a_plug_that_was_killed_is_listed_undone_and_then_forgotten(faulty: Worl
     shown = hvext(faulty, "audit", "--vm", one.machine.name)
     assert (shown.status, "plug of counted/vol by process" in shown.out) == (1, True)
     assert "hvext recover" in shown.err
-    assert hvext(faulty, "audit", "--vm", "another").status == 0
+    unknown = hvext(faulty, "audit", "--vm", "another")
+    assert (unknown.status, "has no VM 'another'" in unknown.err, one.machine.name in unknown.err) == (2, True, True)
     done = hvext(faulty, "recover", "--json")
     assert (done.status, [item["outcome"] for item in done.json]) == (0, ["undone"])
     assert hvext(faulty, "recover") == Ended(0, "nothing to recover\n", "")

@@ -198,7 +198,7 @@ def soaked() -> Iterator[World]:
         yield made
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(10, marks=_NIGHTLY)])
+@pytest.mark.parametrize("times", [pytest.param(1, marks=_NIGHTLY), pytest.param(10, marks=_NIGHTLY)])
 def test_qemu_does_not_grow_with_the_operations_that_are_done_to_it(
     soaked: World, machine: MachineFactory, capsys: pytest.CaptureFixture[str], times: int
 ) -> None:

@@ -62,16 +62,20 @@ def _failed(care: Care, error: HvextError) -> None:
 async def _swap_and_resume(care: Care) -> set[str]:
     """Do it; return the servers that the disks are at now."""
     monitor = care.vm.monitor
-    stopped = (await monitor.execute("query-status"))["status"] == _STOPPED_BY_ERROR
+    status = (await monitor.execute("query-status"))["status"]
+    if status == "running":
+        # Whoever had it before has brought it back: its disks are on living storage.
+        return set()
+    stopped = status == _STOPPED_BY_ERROR
     found = await faults(monitor)
     failed = {uuid for uuid, fault in found.items() if fault is Fault.FAILED} - care.saved
     if not failed and not (stopped and care.saved):
         return set()
     running = await care.disks(failed)
-    known = await care.vm.known_disks()
+    known = await care.vm.known_disks(leaving=True)
     served = await _swap_all(care, failed, running, known)
     # A server that died has taken others with it: they would stop the guest again.
-    others = {uuid: disk for uuid, disk in running.items() if uuid in known and uuid not in failed}
+    others = {uuid: disk for uuid, disk in running.items() if uuid in known and uuid not in failed | care.saved}
     suspects = await unhealthy(monitor, care.offers, others)
     dead = {uuid for uuid, health in suspects.items() if health.state is HealthState.REFUSED}
     served |= await _swap_all(care, dead, running, known)

@@ -86,7 +86,7 @@ async def unfreeze(care: Care) -> Outcome:
 
 async def _leave(care: Care) -> None:
     running = await care.disks(care.frozen)
-    known = await care.vm.known_disks()
+    known = await care.vm.known_disks(leaving=True)
     frozen = []
     for uuid in care.frozen & known.keys() & running.keys():
         candidates = dead_last(await care.offers.ask(care.vm, known[uuid]), running[uuid])
@@ -99,3 +99,4 @@ async def _leave(care: Care) -> None:
         care.tell(Happening.FENCED, f"{result.before} can write no more", own)
         told_swap(care, own, result, began)
         care.left(own)
+    await care.look()

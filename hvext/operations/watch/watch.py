@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hvext.core.supervision import Happening, Notice
+from hvext.host.journal import JournalFolder
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import parse_address
 from hvext.operations.watch.dispatch import Dispatcher
@@ -33,8 +34,8 @@ Say = Callable[[Notice], None]
 class Watch:
     """A supervisor of running guests; ``say`` is called with everything that happens.
 
-    ``run`` ends when it is cancelled or told to ``stop``, or, with ``once``, when everything was looked at. ``chance``
-    returns numbers from 0 to 1.
+    ``run`` raises JournalError when the journal cannot be written. It ends when it is cancelled or told to ``stop``,
+    or, with ``once``, when everything was looked at. ``chance`` returns numbers from 0 to 1.
     """
 
     def __init__(
@@ -55,6 +56,11 @@ class Watch:
         self._wake = asyncio.Event()
         self._stopping = False
 
+    @property
+    def found(self) -> bool:
+        """Whether there is, or with ``once`` was, any guest."""
+        return bool(self._watched)
+
     def hurry(self) -> None:
         """Look for new guests, and try again what has failed, now."""
         self._dispatcher.hurry()
@@ -69,6 +75,9 @@ class Watch:
 
     async def run(self) -> bool:
         """Supervise; return whether all guests were well at the end (False when there was none)."""
+        # What cannot be written down is not done: better known now than in an outage.
+        with JournalFolder(self._settings.state).comparing():
+            pass
         at_once = int(min(_MOST_THREADS, self._settings.pace.concurrent * _THREADS_PER_RECOVERY))
         pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="watch")
         asyncio.get_running_loop().set_default_executor(pool)
