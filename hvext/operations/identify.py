@@ -30,6 +30,8 @@ async def journal_of(monitor: Monitor, address: str, *, name: str | None = None,
     where = _absolute(address)
     records = read_records(folder)
     chosen = _name(given, where, process, records)
+    if process is None and await _is_another(monitor, where, records.get(chosen)):
+        chosen = f"{chosen}@{where}"
     journal = Journal(folder, chosen, monitor=where, process=process)
     await _adopt(monitor, journal, records)
     known = records.get(journal.name)
@@ -59,10 +61,14 @@ def _name(given: str, address: str, process: ProcessId | None, records: Mapping[
         beside = name_beside(given, process)
         if beside in known or (other is not None and another_runs(other, process)):
             return beside
-    elif given in records and records[given].monitors and address not in records[given].monitors:
-        # Whether it is the same QEMU, nothing tells.
-        return f"{given}@{address}"
     return given or address
+
+
+async def _is_another(monitor: Monitor, address: str, record: VmRecord | None) -> bool:
+    """Return whether a QEMU whose process nothing tells is not the one of a record: it has none of its disks."""
+    if record is None or not record.disks or not record.monitors or address in record.monitors:
+        return False
+    return not record.disks.keys() & (await running_disks(monitor)).keys()
 
 
 async def _adopt(monitor: Monitor, journal: Journal, records: Mapping[str, VmRecord]) -> None:

@@ -47,6 +47,12 @@ def actions(counting: World) -> list[str]:
     ]
 
 
+def over_tcp(port: int) -> tuple[str, ...]:
+    """Arguments of a QEMU with a monitor at a port."""
+    chardev = f"socket,id=tcp,host=127.0.0.1,port={port},server=on,wait=off"
+    return ("-chardev", chardev, "-mon", "chardev=tcp,mode=control")
+
+
 def test_an_instance_that_runs_is_not_stopped_by_its_name(counting: World, machine: MachineFactory) -> None:
     running, disk = machine(start_paused=True, scsi_controllers=1), disk_of(counting)
     with open_vm(str(running.qmp_path), host=counting.host) as vm:
@@ -73,10 +79,7 @@ def test_a_guest_whose_monitor_does_not_tell_its_process_keeps_its_disks(
     running = machine(
         start_paused=True,
         scsi_controllers=1,
-        extra_args=(
-            *("-chardev", f"socket,id=tcp,host=127.0.0.1,port={port},server=on,wait=off"),
-            *("-mon", "chardev=tcp,mode=control"),
-        ),
+        extra_args=over_tcp(port),
     )
     with open_vm(f"127.0.0.1:{port}", host=counting.host) as vm:
         vm.plug(disk)
@@ -87,6 +90,25 @@ def test_a_guest_whose_monitor_does_not_tell_its_process_keeps_its_disks(
     assert actions(counting) == []
     with open_vm(f"127.0.0.1:{port}", host=counting.host) as vm:
         assert vm.unplug(disk).detached
+
+
+def test_two_guests_of_one_name_are_told_apart_by_their_disks_where_nothing_else_does(
+    counting: World, machine: MachineFactory
+) -> None:
+    ports, disks = (free_port(), free_port()), (disk_of(counting, "one"), disk_of(counting, "two"))
+    for port, disk in zip(ports, disks, strict=True):
+        machine(start_paused=True, scsi_controllers=1, extra_args=over_tcp(port))
+        with open_vm(f"127.0.0.1:{port}", host=counting.host, name="twin") as vm:
+            vm.plug(disk)
+    records = read_records(JournalFolder())
+    assert {name: [*record.disks] for name, record in records.items()} == {
+        "twin": [disks[0].volume.uuid],
+        f"twin@127.0.0.1:{ports[1]}": [disks[1].volume.uuid],
+    }
+    assert asyncio.run(recover(counting.host)) == []
+    for port, disk in zip(ports, disks, strict=True):
+        with open_vm(f"127.0.0.1:{port}", host=counting.host, name="twin") as vm:
+            assert vm.unplug(disk).detached
 
 
 def test_the_end_of_a_proxy_is_not_taken_for_the_end_of_the_guest(
