@@ -94,17 +94,32 @@ def test_a_start_that_anything_strikes_leaves_no_volume_attached(
 
 
 @pytest.mark.parametrize(
-    "whole",
-    [False, pytest.param(True, marks=[pytest.mark.nightly, pytest.mark.timeout(3600)])],
-    ids=["sample", "whole"],
+    ("whole", "writing"),
+    [
+        (False, False),
+        pytest.param(True, False, marks=[pytest.mark.nightly, pytest.mark.timeout(3600)]),
+        pytest.param(True, True, marks=[pytest.mark.nightly, pytest.mark.timeout(3600)]),
+    ],
+    ids=["sample", "whole", "whole under writes"],
 )
 def test_a_migration_that_anything_strikes_leaves_the_guest_on_one_side(
-    faulty: World, machine: MachineFactory, guest_image: GuestImage, capsys: pytest.CaptureFixture[str], whole: bool
+    faulty: World,
+    machine: MachineFactory,
+    boot: GuestFactory,
+    guest_image: GuestImage,
+    capsys: pytest.CaptureFixture[str],
+    whole: bool,
+    writing: bool,
 ) -> None:
-    options = {"scsi_controllers": 1, "start_paused": True, "prefix": proxied(faulty.folder), "memory_mib": 128}
-    matrix = Migration(
-        faulty, lambda: Qemu(world=faulty, machine=machine(name="here", **options)), options, guest_image.kernel.parent
-    )
+    options = {"scsi_controllers": 1, "prefix": proxied(faulty.folder), "memory_mib": 256 if writing else 128}
+
+    def begin() -> Qemu:
+        if not writing:
+            return Qemu(world=faulty, machine=machine(name="here", start_paused=True, **options))
+        guest = boot(name="here", **options)
+        return Qemu(world=faulty, machine=guest.machine, console=guest.console)
+
+    matrix = Migration(faulty, begin, options | {"start_paused": True}, guest_image.kernel.parent)
     tally = Tally()
     cases = matrix.cases()
     matrix.run(wanted(cases, whole=whole), tally)

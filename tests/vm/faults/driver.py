@@ -143,7 +143,8 @@ class _Target:
         folder = Path(self.job["folder"])
         self.started = await asyncio.to_thread(start_machine, MachineOptions(**options), image, folder / "there-logs")
         qmp = str(self.started.qmp_path.with_name("proxy"))
-        (folder / "there").write_text(json.dumps({"pid": self.started.pid, "qmp": qmp}))
+        found = {"command": str(self.started.command_path), "console": str(self.started.console_log)}
+        (folder / "there").write_text(json.dumps({"pid": self.started.pid, "qmp": qmp, **found}))
         return qmp
 
     async def end(self) -> None:

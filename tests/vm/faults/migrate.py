@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hvext.errors import HvextError, MonitorError
+from hvext.host.guest import Console
 from hvext.host.journal import JournalFolder
 from hvext.host.proc import process_id
 from hvext.host.provider import ProviderHost
@@ -26,21 +27,22 @@ from hvext.operations.recover import recover
 from hvext.operations.vm import open_vm_async
 from tests.vm.faults.matrix import Case, Fault, Tally, cases_at, places
 from tests.vm.faults.provider import Counted
-from tests.vm.faults.world import Qemu, World, same_steps
+from tests.vm.faults.world import Qemu, World, check, same_steps
 
 _SIDE = "two"
 _GONE_S = 20.0
 
 
 class Migration:
-    """The matrix of ``moving.migrate``; the source is a QEMU that ``paused`` starts, in which nothing runs.
+    """The matrix of ``moving.migrate``; the source is a QEMU that ``begin`` starts.
 
-    ``machine`` are the options of both QEMUs, ``image`` is the folder of the guest's kernel.
+    A guest that runs in it writes on the disk, wherever it is. ``machine`` are the options of the target, ``image`` is
+    the folder of the guest's kernel.
     """
 
-    def __init__(self, world: World, paused: Callable[[], Qemu], machine: dict[str, Any], image: Path) -> None:
+    def __init__(self, world: World, begin: Callable[[], Qemu], machine: dict[str, Any], image: Path) -> None:
         self._world = world
-        self._paused = paused
+        self._begin = begin
         self._machine = machine
         self._image = image
         self._there = Counted(folder=world.folder, side=_SIDE)
@@ -85,8 +87,9 @@ class Migration:
             print(f"{time.monotonic() - started:5.1f} s  {case}: {outcome}", flush=True)
 
     def _begun(self) -> Qemu:
-        qemu = self._paused()
+        qemu = self._begin()
         qemu.run(lambda vm: vm.plug(self._disk))
+        qemu.write()
         return qemu
 
     def _drive(self, qemu: Qemu, case: Case | None = None) -> tuple[int, dict[str, Any]]:
@@ -114,6 +117,9 @@ class Migration:
         assert seen == same_steps(self._steps)[: case.place.number + 1]
         self._world.make_room()
         words = self._recover()
+        if any(word.startswith("left") for word in words):
+            # What one side has let go of, the other one can have: as whoever recovers both hosts would, once more.
+            words = [word for word in words if not word.startswith("left")] + self._recover()
         if any(word.startswith("left") for word in words) or self._findings():
             # What no program can know is said by whoever looks: which QEMU will never go on.
             self._decide(qemu)
@@ -174,6 +180,12 @@ class Migration:
         wrong = self._there.balance(uuid, attached=lives[1], before=False)
         assert wrong == [], ("target", here, there, self._there.calls())
         assert self._findings() == []
+        if qemu.mine is not None and any(lives):
+            if lives[1]:
+                command, console = (Path(self._target[name]) for name in ("command", "console"))
+                qemu.mine.follow(Console(command, console, alive=lambda: self._alive(self._target["pid"])))
+            assert "running" in (here, there), (here, there)
+            check(qemu.mine)
         if not any(lives):
             # Only a QEMU that was killed takes its guest along.
             assert not self._alive(qemu.machine.pid)
