@@ -30,6 +30,7 @@ from hvext.errors import (
 from hvext.host.provider import ProviderHost, ScriptRun
 from hvext.operations import volumes
 from tests.conftest import need
+from tests.host.oracle import short_folder
 from tests.providers import REQUIRED, read_calls, write_provider
 
 UUID = uuid.UUID("0a1b2c3d-0000-4000-8000-00000000000f")
@@ -665,15 +666,17 @@ def test_an_empty_first_line_and_a_uri_need_no_device(attach: Callable[..., obje
     ],
 )
 def test_a_path_that_is_no_block_device_is_named_with_what_it_is(
-    attach: Callable[..., object], tmp_path: Path, path: str, words: str
+    attach: Callable[..., object], path: str, words: str
 ) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "dangling").symlink_to("missing")
-    os.mkfifo(tmp_path / "socket")
-    with pytest.raises(AnswerError) as caught:
-        attach(f"{tmp_path / path}\nkvm:nbd://h/x\n")
-    assert caught.value.message == f"attach printed '{tmp_path / path}' as the block device, but it {words}"
+    # A long path would be quoted shortened.
+    with short_folder() as folder:
+        (folder / "file").touch()
+        (folder / "folder").mkdir()
+        (folder / "dangling").symlink_to("missing")
+        os.mkfifo(folder / "socket")
+        with pytest.raises(AnswerError) as caught:
+            attach(f"{folder / path}\nkvm:nbd://h/x\n")
+    assert caught.value.message == f"attach printed '{folder / path}' as the block device, but it {words}"
 
 
 def test_a_character_device_is_no_block_device(attach: Callable[..., object]) -> None:

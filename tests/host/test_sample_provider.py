@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -802,6 +803,11 @@ def test_a_close_that_cannot_fence_a_mounted_device_says_so(place: Place) -> Non
     assert list((place.dir / NAME / "open").iterdir()) != []
     place.do("close")
     assert list((place.dir / NAME / "open").iterdir()) == []
+    # A server of another test may have a own view of the mounts from that moment: it holds the device until it ends.
+    deadline = time.monotonic() + 60
+    while place.run("detach").status:
+        assert time.monotonic() < deadline, "the device is still in use"
+        time.sleep(0.2)
 
 
 def test_a_grow_after_close_does_not_lift_the_fence(place: Place) -> None:
