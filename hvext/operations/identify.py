@@ -2,7 +2,7 @@
 
 A VM's name is the one that the caller gives, else QEMU's own (``-name``), else its process number (``qemu-1234``), or
 the monitor's address where that is not known (TCP). Two running QEMUs with one name are two VMs: the one that came
-later gets its process number behind its name.
+later gets its process number behind its name. Where that is not known, their disks tell them apart.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from hvext.core.record import VmRecord
 from hvext.errors import HvextError, MonitorError
@@ -68,8 +67,3 @@ async def reach(
 def _is_its(record: VmRecord, vm: AsyncVm) -> bool:
     process = process_of(vm.monitor)
     return vm.journal.name == record.name and (record.process is None or process is None or process == record.process)
-
-
-def absolute(address: str) -> str:
-    """Return the address of a monitor as the journal has it."""
-    return str(Path(address).absolute()) if "/" in address or ":" not in address else address
