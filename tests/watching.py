@@ -32,18 +32,20 @@ class Watcher:
         # The last one may be half-written.
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
-    def events(self, vm: object = None) -> list[str]:
-        """Return the events that it has said, of one guest (the path of its monitor) or of all."""
-        return [notice["event"] for notice in self.notices() if vm is None or notice["vm"] == str(vm)]
+    def events(self, monitor: object = None) -> list[str]:
+        """Return the events that it has said, of the guest with a monitor or of all."""
+        return [notice["event"] for notice in self.notices() if monitor is None or notice["monitor"] == str(monitor)]
 
-    def wait_for(self, event: str, *, vm: object = None, times: int = 1, limit_s: float = SAID_S) -> dict[str, Any]:
+    def wait_for(
+        self, event: str, *, monitor: object = None, times: int = 1, limit_s: float = SAID_S
+    ) -> dict[str, Any]:
         """Return the notice with which an event was said so many times."""
         deadline = time.monotonic() + limit_s
         while True:
             found = [
                 notice
                 for notice in self.notices()
-                if notice["event"] == event and (vm is None or notice["vm"] == str(vm))
+                if notice["event"] == event and (monitor is None or notice["monitor"] == str(monitor))
             ]
             if len(found) >= times:
                 return found[times - 1]

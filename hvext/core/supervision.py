@@ -61,18 +61,22 @@ class Happening(StrEnum):
     MOVE_BACK_FAILED = "move-back-failed"
     UNPLUGGED = "unplugged"
     TROUBLE = "trouble"
+    HURRIED = "hurried"
+    ENDING = "ending"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """One thing that happened: ``words`` for people, ``values`` (numbers, texts) for machines.
 
-    ``vm`` is the address of its monitor, ``disk`` a uuid or empty. Nothing in it is secret.
+    ``vm`` is the VM's name in the journal, empty as long as nobody has told it; ``monitor`` is its monitor's address,
+    empty for what concerns the watch itself; ``disk`` a uuid or empty. Nothing in it is secret.
     """
 
     happening: Happening
-    vm: str
+    monitor: str
     words: str
+    vm: str = ""
     disk: str = ""
     values: Mapping[str, object] = field(default_factory=dict)
 
@@ -80,11 +84,11 @@ class Notice:
         """Return it as one line, ``when`` being the time in words."""
         disk = f" disk {self.disk}" if self.disk else ""
         words = " ".join(self.words.split())
-        return f"{when} {self.vm}{disk}: {self.happening}: {words}"
+        return f"{when} {self.vm or self.monitor or 'watch'}{disk}: {self.happening}: {words}"
 
     def to_json(self, when: str) -> dict[str, object]:
         """Return it for machines."""
-        known: dict[str, object] = {"time": when, "vm": self.vm, "event": str(self.happening)}
+        known: dict[str, object] = {"time": when, "vm": self.vm, "monitor": self.monitor, "event": str(self.happening)}
         return known | ({"disk": self.disk} if self.disk else {}) | {"words": self.words, **self.values}
 
 

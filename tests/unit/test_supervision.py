@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -82,12 +83,19 @@ def test_a_rule_that_gives_up_at_once_is_refused(values: dict[str, float]) -> No
 
 def test_a_notice_is_one_line_and_one_json_object() -> None:
     notice = Notice(
-        happening=Happening.FAILED_OVER, vm="/run/vm.qmp", disk="1-2", words="from a\nto b", values={"took_ms": 1.5}
+        happening=Happening.FAILED_OVER,
+        monitor="/run/vm.qmp",
+        vm="one",
+        disk="1-2",
+        words="from a\nto b",
+        values={"took_ms": 1.5},
     )
-    assert notice.line("12:00") == "12:00 /run/vm.qmp disk 1-2: failed-over: from a to b"
+    assert notice.line("12:00") == "12:00 one disk 1-2: failed-over: from a to b"
+    assert replace(notice, vm="").line("12:00") == "12:00 /run/vm.qmp disk 1-2: failed-over: from a to b"
     assert json.loads(json.dumps(notice.to_json("12:00"))) == {
         "time": "12:00",
-        "vm": "/run/vm.qmp",
+        "vm": "one",
+        "monitor": "/run/vm.qmp",
         "event": "failed-over",
         "disk": "1-2",
         "words": "from a\nto b",

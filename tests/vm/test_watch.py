@@ -114,7 +114,7 @@ def test_a_guest_that_somebody_paused_stays_paused(
         watch.signal(signal.SIGHUP)
         # Nothing fails while nothing is asked for: it is when the person goes on that the disk is found dead.
         time.sleep(1)
-        assert (status(guest), watch.events()) == ("paused", ["watching"])
+        assert (status(guest), watch.events()) == ("paused", ["watching", "hurried"])
         on_debug_monitor(guest.machine, "cont")
         watch.wait_for("resumed")
         wait_until(lambda: status(guest) == "running", "the guest runs")
@@ -253,7 +253,8 @@ def test_frozen_storage_is_reported_and_left_alone_without_a_fence(
             os.kill(server, signal.SIGCONT)
         watch.wait_for("thawed")
         assert watch.end() == 0
-        assert set(watch.events()) == {"watching", "frozen", "thawed"}
+        assert set(watch.events()) == {"watching", "frozen", "thawed", "ending"}
+        assert {notice["vm"] for notice in watch.notices()} == {guest.machine.name, ""}
     unplugged(guest, storage, disk, writer)
 
 
@@ -310,10 +311,10 @@ def test_two_guests_are_brought_back_by_one_watch(
         for number, guest in enumerate(guests):
             # Sockets that appear are new guests.
             (folder / f"vm{number}").symlink_to(guest.machine.qmp_path)
-            watch.wait_for("watching", vm=folder / f"vm{number}")
+            watch.wait_for("watching", monitor=folder / f"vm{number}")
         kill_servers(storage)
         for number, guest in enumerate(guests):
-            watch.wait_for("resumed", vm=folder / f"vm{number}")
+            watch.wait_for("resumed", monitor=folder / f"vm{number}")
             assert status(guest) == "running"
         (folder / "vm0").unlink()
         assert watch.end() == 0

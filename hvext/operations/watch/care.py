@@ -73,7 +73,16 @@ class Care:
 
     def tell(self, happening: Happening, words: str, disk: uuid_module.UUID | None = None, **values: object) -> None:
         """Say that something happened."""
-        self.say(Notice(happening=happening, vm=self.address, words=words, disk=str(disk or ""), values=values))
+        self.say(
+            Notice(
+                happening=happening,
+                monitor=self.address,
+                words=words,
+                vm=self.vm.journal.name,
+                disk=str(disk or ""),
+                values=values,
+            )
+        )
 
     def left(self, uuid: uuid_module.UUID) -> None:
         """Remember that a disk had to leave the storage it prefers."""

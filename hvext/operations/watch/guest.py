@@ -20,7 +20,7 @@ from hvext.core.servers import server_key
 from hvext.core.supervision import GiveUpRule, Guest, GuestState, Happening, Notice
 from hvext.errors import CommandTimeout, HvextError, MonitorError
 from hvext.host.provider import ProviderHost
-from hvext.host.qmp import parse_address
+from hvext.host.qmp import CONNECT_TIMEOUT_S, parse_address
 from hvext.operations.capabilities import query_capabilities
 from hvext.operations.frozen import stuck_now
 from hvext.operations.vm import AsyncVm, open_vm_async
@@ -109,8 +109,13 @@ class WatchedGuest:
         """Supervise the guest until the connection breaks; say once why there is none."""
         reached = False
         try:
+            limit_s = self._settings.qmp_timeout_s
             async with open_vm_async(
-                self._address, host=self._host, timeout_s=self._settings.qmp_timeout_s, state=self._settings.state
+                self._address,
+                host=self._host,
+                timeout_s=limit_s,
+                connect_timeout_s=min(limit_s, CONNECT_TIMEOUT_S),
+                state=self._settings.state,
             ) as vm:
                 reached, self._unreachable = True, ""
                 await self._supervise(vm)
@@ -134,7 +139,7 @@ class WatchedGuest:
             breaking = asyncio.create_task(self._until_broken(vm))
             try:
                 self._connected = True
-                self._tell(Happening.WATCHING, f"QEMU {vm.monitor.version}, VM {vm.journal.name}")
+                self._tell(Happening.WATCHING, f"QEMU {vm.monitor.version} at {self._address}")
                 await self._start(care)
                 if self._settings.once:
                     await self._settle(care)
@@ -344,4 +349,5 @@ class WatchedGuest:
         return isinstance(address, str) and not Path(address).exists()
 
     def _tell(self, happening: Happening, words: str) -> None:
-        self._say(Notice(happening=happening, vm=self._address, words=words))
+        name = "" if self._care is None else self._care.vm.journal.name
+        self._say(Notice(happening=happening, monitor=self._address, words=words, vm=name))

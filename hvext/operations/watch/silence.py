@@ -29,9 +29,11 @@ async def look_for_silence(care: Care) -> bool:
     taken = await sample(care.vm.monitor, care.sample)
     care.stuck = judge(care.sample, taken, care.stuck) if care.sample else {}
     care.sample = taken
-    for uuid in care.frozen - care.stuck.keys():
+    # Somebody who leaves the storage at this moment ends its requests: that is no thaw.
+    thawed = set() if care.busy.locked() else care.frozen - care.stuck.keys()
+    for uuid in thawed:
         care.tell(Happening.THAWED, "its requests go on again", uuid)
-    care.frozen &= care.stuck.keys()
+    care.frozen -= thawed
     care.odd &= care.stuck.keys()
     overdue = {uuid for uuid, stuck in care.stuck.items() if taken.taken_s - stuck.since_s >= care.settings.stuck_s}
     if overdue - care.frozen - care.odd:

@@ -63,6 +63,7 @@ class Watch:
 
     def hurry(self) -> None:
         """Look for new guests, and try again what has failed, now."""
+        self._tell(Happening.HURRIED, "looking for new guests, and trying again what has failed")
         self._dispatcher.hurry()
         for guest in self._watched.values():
             guest.hurry()
@@ -70,6 +71,7 @@ class Watch:
 
     def stop(self) -> None:
         """End ``run``, after what is under way has finished or was undone."""
+        self._tell(Happening.ENDING, "finishing or undoing what is under way; the guests run on, unsupervised")
         self._stopping = True
         self._wake.set()
 
@@ -143,9 +145,13 @@ class Watch:
             found |= {path: None for path in sorted(glob.glob(inside)) if _is_socket(path)}  # noqa: PTH207
         return list(found)
 
+    def _tell(self, happening: Happening, words: str) -> None:
+        """Say something of the watch itself."""
+        self._say(Notice(happening=happening, monitor="", words=words))
+
     def _trouble(self, key: str, error: Exception) -> None:
         address, _, what = key.partition("\n")
-        self._say(Notice(happening=Happening.TROUBLE, vm=address, words=f"{what} failed: {error!r}"))
+        self._say(Notice(happening=Happening.TROUBLE, monitor=address, words=f"{what} failed: {error!r}"))
 
 
 def _is_socket(path: str) -> bool:
