@@ -50,6 +50,7 @@ def unplug(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(result.to_json() | {"hint": hint})
     else:
+        print_warnings(result.warnings)
         print(f"{result.device}: {result.state}" + (", volume detached" if result.detached else ""))
         if hint:
             print(f"hint: {hint}", file=sys.stderr)

@@ -14,7 +14,6 @@ from hvext.cli.start import file_values, given_disks, read_json
 from hvext.core.migration import Description, Transfer
 from hvext.errors import HvextError
 from hvext.host.qmp import CONNECT_TIMEOUT_S
-from hvext.operations import migrate as operations
 from hvext.operations import moving
 from hvext.operations.sending import Migrated
 from hvext.operations.start import stop_disks
@@ -45,9 +44,8 @@ def listen(arguments: argparse.Namespace) -> int:
     description = _description(arguments)
 
     async def work() -> str:
-        # Opened as a VM: so its journal gets to know the monitor.
         async with _vm(arguments) as vm:
-            return await operations.listen(vm.monitor, description, arguments.at, report=_report(arguments))
+            return await moving.listen(vm, description, arguments.at)
 
     address = asyncio.run(work())
     print_json({"state": "listening", "at": address}) if arguments.json else print(address)

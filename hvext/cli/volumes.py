@@ -56,7 +56,10 @@ def attach(arguments: argparse.Namespace) -> int:
 
 def detach(arguments: argparse.Namespace) -> int:
     """Detach a volume."""
-    volumes.detach_volume(provider_host(arguments), disk(arguments))
+    warnings = volumes.detach_volume(provider_host(arguments), disk(arguments))
+    if arguments.json:
+        return _done(arguments, "detached", warnings=list(warnings))
+    print_warnings(warnings)
     return _done(arguments, "detached")
 
 

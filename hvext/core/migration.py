@@ -23,6 +23,9 @@ from hvext.errors import InputError
 #: States of query-migrate in which nothing is under way.
 _ENDED = frozenset(("none", "completed", "failed", "cancelled"))
 _FORMAT = 1
+_OTHERS = ("exec", "fd", "file", "rdma", "vsock")
+_ADDRESSES = ("tcp", "unix", *_OTHERS)
+_MAX_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +147,9 @@ class Description:
                 moved=tuple(_moved(disk, fields["found"][str(disk.volume.uuid)]) for disk in disks),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise InputError(
-                f"this does not describe a guest that is to be migrated: {error!r}",
+                f"this does not describe a guest that is to be migrated: {why}",
                 hint="hvext migrate-begin prints it on the source",
             ) from error
 
@@ -168,6 +172,22 @@ class Description:
             else:
                 found += [f"disk {item.words}: {words}" for words in _item_differences(item, theirs_item)]
         return tuple(found)
+
+
+def check_address(address: str) -> str:
+    """Return the address of a migration, as QEMU takes it; raises InputError for what is none."""
+    kind, colon, rest = address.partition(":")
+    if not colon or kind not in _ADDRESSES:
+        raise InputError(
+            f"{address!r} is no address for a migration", hint=f"tcp:HOST:PORT or unix:PATH (or {', '.join(_OTHERS)})"
+        )
+    if kind == "tcp":
+        host, _, port = rest.partition(",")[0].rpartition(":")
+        if not host or not port.isascii() or not port.isdigit() or int(port) > _MAX_PORT:
+            raise InputError(f"{address!r} is no address for a migration", hint="it is tcp:HOST:PORT")
+    elif not rest:
+        raise InputError(f"{address!r} is no address for a migration: nothing is behind {kind}:")
+    return address
 
 
 def cache_mode(*, direct: bool, no_flush: bool, write_cache: bool) -> Cache:

@@ -115,6 +115,16 @@ class DiskRecord:
         return self.unfinished is None or bool(self.unfinished.details.get("attached", True))
 
     @property
+    def migrating(self) -> bool:
+        """Whether a migration has begun that is not finished, on its source or on its target."""
+        return self.unfinished is not None and self.unfinished.operation is Operation.MIGRATE
+
+    @property
+    def leaving(self) -> bool:
+        """Whether that is on its source."""
+        return self.migrating and self.unfinished is not None and not self.unfinished.details.get("incoming")
+
+    @property
     def words(self) -> str:
         """The volume, for people."""
         return f"{self.disk.provider}/{self.disk.volume.name}"
@@ -179,6 +189,22 @@ class VmRecord:
                 f"{where} cannot be read: {error!r}",
                 hint="hvext writes these files whole: somebody else changed it. What QEMU has, hvext disks shows",
             ) from error
+
+
+def namesakes(disk: Disk, record: VmRecord) -> tuple[str, ...]:
+    """Return warnings of the disks of a VM whose volume has this one's name and other parameters: it may be meant."""
+    return tuple(
+        f"VM {record.name} has {known.words} with other parameters ({_shown(known.disk)}): "
+        "if that is the one, name it with those"
+        for known in record.disks.values()
+        if (known.disk.provider, known.disk.volume.name) == (disk.provider, disk.volume.name)
+        and not same_volume(known.disk, disk)
+    )
+
+
+def _shown(disk: Disk) -> str:
+    values = sorted(disk.volume.parameters.items())
+    return ", ".join(f"{name}={value}" for name, value in values if not is_secret_name(name)) or "none"
 
 
 def same_volume(one: Disk, other: Disk) -> bool:

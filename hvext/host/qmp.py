@@ -132,7 +132,8 @@ class Monitor:
             ) from error
         except (ExecInterruptedError, StateError, QMPError, OSError, EOFError) as error:
             raise MonitorError(
-                f"the connection to QEMU at {self._address} broke during {command}: {_words(error)}"
+                f"the connection to QEMU at {self._address} broke during {command}: {_words(error)}",
+                hint="if QEMU has ended, hvext recover lets its volumes go; else repeat the command",
             ) from error
 
     @contextlib.contextmanager

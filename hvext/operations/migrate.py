@@ -16,7 +16,7 @@ from typing import Protocol
 
 from hvext.core.capability import Capabilities
 from hvext.core.disk import Disk
-from hvext.core.migration import Description
+from hvext.core.migration import Description, check_address
 from hvext.errors import (
     HvextError,
     MigrationRefused,
@@ -38,6 +38,7 @@ from hvext.operations.transfer import (
     give_up,
     let_run,
     listen_on,
+    listening_at,
     nothing_to_show,
     prepare_target,
     run_state,
@@ -83,11 +84,15 @@ async def begin(
 async def listen(monitor: Monitor, description: Description, uri: str, *, report: Report = silent) -> str:
     """Have the target's QEMU wait for the guest at ``uri``, and return the address: on the target.
 
-    It was started with its own disks, ``-S`` and ``-incoming defer``. Raises MigrationRefused, which lists everything
-    about it that is not like the source, and OperationFailed.
+    It was started with its own disks, ``-S`` and ``-incoming defer``. One that listens already is compared and left as
+    it is, wherever that is. Raises InputError, MigrationRefused, which lists everything about it that is not like the
+    source, and OperationFailed.
     """
+    check_address(uri)
     await check_waits(monitor)
     await check_alike(monitor, description)
+    if (before := await listening_at(monitor)) is not None:
+        return before
     address = uri
 
     async def work() -> None:
@@ -118,8 +123,9 @@ async def send(
     to the caller, who must end it, close and detach them, and never let it go on, unless the target is lost: `cancel`.
 
     When the guest could not be sent, it runs on here, and the volumes stay open for shared access: another `send` or
-    `cancel` comes next. Raises MigrationRefused, OperationFailed.
+    `cancel` comes next. Raises InputError, MigrationRefused, OperationFailed.
     """
+    check_address(uri)
     await check_can_leave(monitor)
     found = await describe(monitor, disks)
     if target is not None:

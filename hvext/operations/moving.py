@@ -13,7 +13,7 @@ from typing import Any
 from hvext.core.disk import Disk
 from hvext.core.migration import Description
 from hvext.core.record import DiskRecord, Intent, Operation, VmRecord
-from hvext.errors import HvextError, InputError, QemuError
+from hvext.errors import HvextError, InputError, MigrationRefused, QemuError
 from hvext.host.journal import JournalFolder
 from hvext.host.proc import this_process
 from hvext.host.provider import ProviderHost
@@ -22,7 +22,7 @@ from hvext.operations import handover
 from hvext.operations import migrate as migration
 from hvext.operations.identify import journal_of
 from hvext.operations.inspect import running_disks
-from hvext.operations.journal import Journal, waits
+from hvext.operations.journal import Journal, read_records, users_of, waits
 from hvext.operations.migrate import TargetMachine
 from hvext.operations.reach import CONNECT_S
 from hvext.operations.sending import Migrated
@@ -45,6 +45,23 @@ async def begin(vm: AsyncVm, disks: Sequence[Disk], *, own_controller: bool = Fa
         )
         work.end(waiting=waits(Operation.MIGRATE, _BEGUN))
         return description
+
+
+async def listen(vm: AsyncVm, description: Description, uri: str) -> str:
+    """Have a target wait for its guest; see ``migrate.listen``. Raises MigrationRefused also for one on the same host.
+
+    There, the source's ``close`` would cut the volumes off from whoever uses them, and that is the target.
+    """
+    records = read_records(vm.journal.folder)
+    for disk in description.disks:
+        if users := users_of(disk, records, but=vm.journal.name):
+            raise MigrationRefused(
+                f"{disk.provider}/{disk.volume.name} is a disk of VM {users[0]} on this same host: closing it there, "
+                "at the end of the migration, would take it from this one",
+                hint="a guest is migrated to another host, whose journal (--state-dir, HVEXT_STATE_DIR) is its own",
+            )
+    async with vm.alone():
+        return await migration.listen(vm.monitor, description, uri, report=vm.report)
 
 
 async def send(vm: AsyncVm, disks: Sequence[Disk], uri: str, *, target: str | None = None, **options: Any) -> Migrated:
@@ -144,11 +161,7 @@ def waiting(record: VmRecord) -> list[DiskRecord]:
 
 def migrating(record: VmRecord) -> list[DiskRecord]:
     """Return the disks of a VM whose migration is not finished."""
-    return [
-        known
-        for known in record.disks.values()
-        if known.unfinished is not None and known.unfinished.operation is Operation.MIGRATE
-    ]
+    return [known for known in record.disks.values() if known.migrating]
 
 
 async def recover(vm: AsyncVm) -> str:

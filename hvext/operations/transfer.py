@@ -155,8 +155,13 @@ async def check_waits(monitor: Monitor) -> None:
 async def listen_on(monitor: Monitor, uri: str) -> str:
     """Have a target listen, and return the address at which it does: the port is known now, where it was 0."""
     await monitor.execute("migrate-incoming", {"uri": uri})
+    return await listening_at(monitor) or uri
+
+
+async def listening_at(monitor: Monitor) -> str | None:
+    """Return the address at which a target listens for its guest; None where it does not, or QEMU does not say."""
     addresses = (await monitor.execute("query-migrate")).get("socket-address", [])
-    return next((_address(address) for address in addresses), uri)
+    return next((_address(address) for address in addresses), None)
 
 
 def _address(address: Mapping[str, Any]) -> str:

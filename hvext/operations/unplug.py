@@ -49,13 +49,15 @@ class UnplugState(StrEnum):
 class Unplugged:
     """How an unplug stands; ``detached`` tells of the volume.
 
-    ``removed`` are the nodes, objects and character devices that are gone.
+    ``removed`` are the nodes, objects and character devices that are gone; ``warnings`` tell when another disk may be
+    meant.
     """
 
     state: UnplugState
     device: str
     removed: tuple[str, ...] = ()
     detached: bool = False
+    warnings: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -69,6 +71,7 @@ class Unplugged:
             "device": self.device,
             "removed": list(self.removed),
             "detached": self.detached,
+            "warnings": list(self.warnings),
         }
 
 

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import uuid as uuid_module
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
-from hvext.core.record import DiskRecord, Intent, Operation
+from hvext.core.record import DiskRecord, Intent, Operation, namesakes
 from hvext.core.running import RunningDisk
 from hvext.core.uri import Location, parse_uri
 from hvext.errors import DiskNotFound, HvextError, JournalError, PlugError
@@ -108,6 +108,21 @@ class AsyncVm:
             yield
 
     @contextlib.asynccontextmanager
+    async def staying(self) -> AsyncIterator[None]:
+        """Hold what ``alone`` holds, for an operation after which a target would not be like the guest any more.
+
+        Raises PlugError when a migration of the guest has begun.
+        """
+        async with self.alone():
+            if any(record.leaving for record in self._journal.record.disks.values()):
+                raise PlugError(
+                    f"a migration of VM {self._journal.name} has begun: its target was told of the disks as they are",
+                    hint="end it first: hvext migrate and migrate-finish, or hvext migrate-cancel; "
+                    "hvext recover settles one that was interrupted",
+                )
+            yield
+
+    @contextlib.asynccontextmanager
     async def operation(
         self,
         operation: Operation,
@@ -189,7 +204,7 @@ class AsyncVm:
         Repeating a plug that was interrupted completes it. Raises also PlugError for a volume that another VM of this
         host has, unless it is plugged with ``exclusive`` False.
         """
-        async with self.alone(), self.operation(Operation.PLUG, disk, exclusive=exclusive) as work:
+        async with self.staying(), self.operation(Operation.PLUG, disk, exclusive=exclusive) as work:
             before = work.before
             if before is not None and before.intent is Intent.ABSENT:
                 await self._check_not_pending(disk)
@@ -211,7 +226,7 @@ class AsyncVm:
 
     async def unplug(self, disk: Disk, *, timeout_s: float = unplugging.DEFAULT_TIMEOUT_S) -> Unplugged:
         """Unplug a disk and detach its volume; a PENDING result is finished by a later call, or by ``hvext watch``."""
-        async with self.alone():
+        async with self.staying():
             return await self._unplug(disk, timeout_s)
 
     async def _unplug(self, disk: Disk, timeout_s: float, *, keep: bool = False) -> Unplugged:
@@ -230,7 +245,9 @@ class AsyncVm:
                 report=work.report,
             )
             _end_unplug(work, result, keep=keep)
-            return result
+        if result.state is UnplugState.ABSENT:
+            return replace(result, warnings=namesakes(disk, self._journal.record))
+        return result
 
     async def finish_unplug(self, uuid: uuid_module.UUID) -> Unplugged | None:
         """Finish the unplug of a disk that the guest has let go late; None when there is nothing to finish.
@@ -254,7 +271,7 @@ class AsyncVm:
     ) -> Unplugged:
         """Unplug a disk and leave its volume attached: from then on it is the caller's, and written down nowhere."""
         details = {"keep_attached": True}
-        async with self.alone():
+        async with self.staying():
             known = self._known(uuid)
             unplug = self.operation(Operation.UNPLUG, known, intent=Intent.ABSENT, one_way=True, details=details)
             async with unplug as work:
@@ -304,7 +321,7 @@ class AsyncVm:
     async def resize(self, disk: Disk, new_size_mib: int, *, old_size_mib: int | None = None) -> Resized:
         """Grow a disk and its volume; the guest sees the new size afterwards."""
         details = {"new_size_mib": new_size_mib, "old_size_mib": old_size_mib}
-        async with self.alone(), self.operation(Operation.RESIZE, disk, one_way=True, details=details) as work:
+        async with self.staying(), self.operation(Operation.RESIZE, disk, one_way=True, details=details) as work:
             result = await resizing.resize(
                 self._monitor, work.host, disk, new_size_mib, old_size_mib=old_size_mib, report=work.report
             )

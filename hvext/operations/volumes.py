@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hvext.core.disk import Disk
 from hvext.core.provider import Action
-from hvext.core.record import same_volume
+from hvext.core.record import VmRecord, namesakes, same_volume
 from hvext.core.volume import check_size_mib
 from hvext.errors import InputError, VolumeInUse
 from hvext.host.journal import JournalFolder
@@ -32,21 +32,23 @@ def create_volume(host: ProviderHost, disk: Disk, size_mib: int) -> None:
 
 def attach_volume(host: ProviderHost, disk: Disk, *, exclusive: bool = True) -> Attached:
     """Attach and open a volume for the caller; see ``attachments.attach``. The caller detaches it."""
-    return attachments.attach(host, disk, exclusive=exclusive, shared=bool(_users(disk)))
+    return attachments.attach(host, disk, exclusive=exclusive, shared=bool(users_of(disk, _running(), but="")))
 
 
-def detach_volume(host: ProviderHost, disk: Disk) -> None:
-    """Detach a volume that no running VM of this host has; may be repeated.
+def detach_volume(host: ProviderHost, disk: Disk) -> tuple[str, ...]:
+    """Detach a volume that no running VM of this host has, and return warnings; may be repeated.
 
-    Raises VolumeInUse for one that a VM has, and ProviderError.
+    They tell when another volume may have been meant. Raises VolumeInUse for one that a VM has, and ProviderError.
     """
-    if users := _users(disk):
+    running = _running()
+    if users := users_of(disk, running, but=""):
         raise VolumeInUse(
             f"{disk.provider}/{disk.volume.name} is a disk of VM {users[0]}, which runs",
             hint="hvext unplug lets it go; hvext audit shows what each VM has",
         )
     attachments.detach(host, disk)
     forget_ended([disk], JournalFolder())
+    return tuple(words for record in running.values() for words in namesakes(disk, record))
 
 
 def remove_volume(host: ProviderHost, disk: Disk) -> None:
@@ -86,10 +88,9 @@ def grow_volume(
     return Grown(changed=True, size_mib=new_size_mib)
 
 
-def _users(disk: Disk) -> list[str]:
-    """Return the running VMs of this host that have the volume."""
-    records = {name: record for name, record in read_records(JournalFolder()).items() if runs(record)}
-    return users_of(disk, records, but="")
+def _running() -> dict[str, VmRecord]:
+    """Return the records of the VMs of this host that run."""
+    return {name: record for name, record in read_records(JournalFolder()).items() if runs(record)}
 
 
 def set_volume_info(host: ProviderHost, disk: Disk, metadata: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hvext.core.disk import Disk
-from hvext.core.migration import Description, MovedDisk, Transfer, cache_mode
+from hvext.core.migration import Description, MovedDisk, Transfer, cache_mode, check_address
 from hvext.core.options import Cache
 from hvext.errors import InputError
 
@@ -107,3 +107,19 @@ def test_a_migration_counts_as_under_way_until_qemu_says_how_it_ended() -> None:
 def test_progress_is_told_in_mib() -> None:
     ram = {"transferred": 5 << 20, "remaining": 7 << 20, "total": 9 << 20}
     assert Transfer.from_qmp({"status": "active", "ram": ram}).words == "active: 5 MiB sent, 7 of 9 MiB left"
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp:192.0.2.1:0", "tcp:[2001:db8::1]:4444", "tcp:host:1,to=9", "unix:/a b", "fd:3"]
+)
+def test_an_address_of_a_migration_is_qemus(address: str) -> None:
+    assert check_address(address) == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "nonsense", "tcp:", "tcp:4444", "tcp:host:", "tcp:host:port", "tcp:host:99999", "unix:", "http://host"],
+)
+def test_what_is_no_address_of_a_migration_is_said_before_anything_is_sent(address: str) -> None:
+    with pytest.raises(InputError, match="no address"):
+        check_address(address)

@@ -7,22 +7,27 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hvext.core.disk import Disk
-from hvext.errors import HvextError, VolumeInUse
+from hvext.core.volume import derived_uuid
+from hvext.errors import HvextError, MigrationRefused, VolumeInUse
 from hvext.host.journal import JournalFolder
+from hvext.operations import moving
 from hvext.operations.audit import audit
 from hvext.operations.journal import read_records
 from hvext.operations.recover import Outcome, recover
 from hvext.operations.start import start_disks, stop_disks
-from hvext.operations.vm import open_vm
+from hvext.operations.unplug import UnplugState
+from hvext.operations.vm import open_vm, open_vm_async
 from hvext.operations.volumes import detach_volume, remove_volume
 from tests.servers.program import free_port
 from tests.vm.conftest import MachineFactory
+from tests.vm.faults.provider import SECRET
 from tests.vm.faults.world import World, world
 
 pytestmark = pytest.mark.vm
@@ -189,3 +194,41 @@ def test_a_pending_unplug_is_not_forgotten_by_a_move(counting: World, machine: M
             vm.plug(disk)
     running.stop()
     asyncio.run(recover(counting.host))
+
+
+def test_a_disk_named_with_other_parameters_than_it_was_plugged_with_is_said_to_be_another(
+    counting: World, machine: MachineFactory
+) -> None:
+    running, disk = machine(start_paused=True, scsi_controllers=1), disk_of(counting)
+    other = replace(disk, volume=replace(disk.volume, parameters={}, uuid=derived_uuid(disk.provider, "vol", {})))
+    with open_vm(str(running.qmp_path), host=counting.host) as vm:
+        vm.plug(disk)
+        result = vm.unplug(other)
+        assert result.state is UnplugState.ABSENT
+        (words,) = result.warnings
+        assert f"dir={disk.volume.parameters['dir']}" in words
+        assert disk.volume.parameters[SECRET] not in words
+        assert vm.unplug(disk).warnings == ()
+
+
+def test_a_guest_does_not_move_to_another_qemu_of_the_same_host(counting: World, machine: MachineFactory) -> None:
+    options: dict[str, Any] = {"start_paused": True, "scsi_controllers": 1}
+    source, disk = machine(**options), disk_of(counting, bus="scsi0", scsi_id="0", lun="0")
+    with open_vm(str(source.qmp_path), host=counting.host) as vm:
+        vm.plug(disk)
+
+    async def attempt() -> None:
+        async with open_vm_async(str(source.qmp_path), host=counting.host) as vm:
+            description = await moving.begin(vm, [disk])
+        start = start_disks(counting.host, description.disks, exclusive=False)
+        target = machine(incoming="defer", extra_args=tuple(start.argv()), **options)
+        async with open_vm_async(str(target.qmp_path), host=counting.host) as there:
+            with pytest.raises(MigrationRefused, match="on this same host"):
+                await moving.listen(there, description, "tcp:127.0.0.1:0")
+        target.stop()
+        async with open_vm_async(str(source.qmp_path), host=counting.host) as vm:
+            await moving.cancel(vm, [disk])
+
+    asyncio.run(attempt())
+    with open_vm(str(source.qmp_path), host=counting.host) as vm:
+        assert vm.unplug(disk).finished

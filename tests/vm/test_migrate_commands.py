@@ -89,6 +89,7 @@ def test_two_machines_migrate_a_guest_with_a_command_each_and_one_that_is_interr
         writer.start(blocks=256, rate=100)
 
     described = ("--disks", str(theirs), "--parameter-file", f"api_token={secret}")
+    no_guest: dict[str, Any] = {"status": 1, "fails": "has no guest"}
 
     def prepared() -> tuple[Machine, str]:
         qmp = str(source.qmp_path)
@@ -99,10 +100,19 @@ def test_two_machines_migrate_a_guest_with_a_command_each_and_one_that_is_interr
         machine_there = machine(
             prefix=there.host.prefix, start_paused=True, incoming="defer", extra_args=tuple(arguments), **options
         )
-        at = f"tcp:{there.host.address}:0"
-        return machine_there, there.run("migrate-listen", "--qmp", str(machine_there.qmp_path), *described, "--at", at)
+        listen = ["migrate-listen", "--qmp", str(machine_there.qmp_path), *described, "--at"]
+        there.run(*listen, "nonsense", status=2, fails="no address")
+        address = there.run(*listen, f"tcp:{there.host.address}:0")
+        # Once is enough, and it says where.
+        assert there.run(*listen, f"tcp:{there.host.address}:0") == address
+        there.run("migrate-finish", "--qmp", str(machine_there.qmp_path), *described, "--wait", "0.1", **no_guest)
+        return machine_there, address
 
     target, address = prepared()
+    begun: dict[str, Any] = {"status": 1, "fails": "a migration of VM"}
+    for command in ("plug", "unplug"):
+        named = [PROVIDER, "blk", "-p", f"dir={parameters['dir']}", "--parameter-file", f"api_token={secret}"]
+        here.run(command, "--qmp", str(source.qmp_path), *named, **begun)
     sending = subprocess.Popen(
         here.argv(
             "migrate", "--qmp", str(source.qmp_path), "--disks", mine, "--to", address.strip(), "--bandwidth", "4"
