@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from hvext.operations.attachments import detach as detach
     from hvext.operations.attachments import offer as offer
     from hvext.operations.audit import audit as audit
+    from hvext.operations.batch import PlugOutcome as PlugOutcome
     from hvext.operations.capabilities import binary_capabilities as binary_capabilities
     from hvext.operations.capabilities import query_capabilities as query_capabilities
     from hvext.operations.failover import FailedOver as FailedOver
@@ -153,6 +154,7 @@ _HOMES = {
     "Pace": "hvext.core.schedule",
     "Placement": "hvext.core.options",
     "PlugError": "hvext.errors",
+    "PlugOutcome": "hvext.operations.batch",
     "Plugged": "hvext.operations.plug",
     "ProviderError": "hvext.errors",
     "ProviderFence": "hvext.operations.fence",

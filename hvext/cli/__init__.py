@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     open_streams()
     _be_tidy_when_ended()
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = build_parser(words[0] if words else "").parse_args(words)
     module, _, function = arguments.run.partition(":")
     try:
         status = getattr(importlib.import_module(f"hvext.cli.{module}"), function)(arguments)

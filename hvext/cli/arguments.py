@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
+from hvext.cli.words import options as options
+from hvext.cli.words import pairs as pairs
+from hvext.cli.words import split_commas as split_commas
 from hvext.core.access import Access
 from hvext.core.disk import Disk, parse_uuid
-from hvext.core.options import DiskOptions
 from hvext.core.secret import check_roles
-from hvext.core.uri.mask import masked
 from hvext.core.volume import Volume, derived_uuid
 from hvext.errors import InputError
 from hvext.host.private import read_secret_file
@@ -41,19 +41,6 @@ def _log_directory(wish: str | None) -> str | None:
     if wish:
         return wish
     return "/var/log/hvext" if os.geteuid() == 0 else str(Path.home() / ".local/state/hvext/log")
-
-
-def pairs(texts: Iterable[str], option: str, form: str = "NAME=VALUE") -> dict[str, str]:
-    """Return ``NAME=VALUE`` texts as a mapping; raises InputError."""
-    result = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise InputError(f"{option} takes {form}; got {masked(text)!r}")
-        if name in result:
-            raise InputError(f"{option} {name} is given twice")
-        result[name] = value
-    return result
 
 
 def disk(arguments: argparse.Namespace) -> Disk:
@@ -89,13 +76,3 @@ def parameters(arguments: argparse.Namespace) -> dict[str, str]:
             raise InputError(f"parameter {name} is given twice")
         values[name] = read_secret_file(path)
     return values
-
-
-def options(arguments: argparse.Namespace) -> DiskOptions:
-    """Return the disk options of ``-o``."""
-    return DiskOptions.from_mapping(pairs(getattr(arguments, "option", []), "-o"))
-
-
-def split_commas(text: str) -> list[str]:
-    """Return the parts of a comma-separated list in which a comma in a value is doubled."""
-    return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]

@@ -10,21 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
-from hvext.cli.arguments import options
 from hvext.cli.output import print_json, print_warnings
+from hvext.cli.words import options
 from hvext.core.access import Access, choose_access
 from hvext.core.answer import Attachment, check_block_path, parse_answer
 from hvext.core.command_line import blockdev_argv, drive_argv
 from hvext.core.device import SHARED_CONTROLLER
-from hvext.core.disk import parse_uuid
 from hvext.core.domain_xml import disk_xml
-from hvext.core.identity import DiskNames
+from hvext.core.identity import DiskNames, derived_uuid, parse_uuid
 from hvext.core.options import DeviceModel, DiskOptions, Placement
 from hvext.core.plan import options_obstacle, plan_disk
 from hvext.core.uri import Location, masked
-from hvext.core.volume import derived_uuid
 from hvext.errors import AccessError, InputError, RenderError
-from hvext.host.private import private_folder
+from hvext.host.files import file_kind, opened_as, private_folder
 
 _QEMU = "kvm"
 
@@ -35,8 +33,6 @@ def explain(arguments: argparse.Namespace) -> int:
     attachment = parse_answer(answer)
     look = None
     if not arguments.offline:
-        from hvext.host.files import file_kind, opened_as
-
         look = opened_as
         if attachment.block_path is not None:
             check_block_path(attachment.block_path, file_kind(attachment.block_path))

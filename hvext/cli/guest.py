@@ -10,6 +10,7 @@ from typing import cast
 
 from hvext.cli.arguments import disk, provider_host, secret_files
 from hvext.cli.output import print_json, print_table, print_warnings, reporter, size_text
+from hvext.cli.start import given_disks
 from hvext.core.disk import parse_uuid
 from hvext.core.uri import parse_uri
 from hvext.errors import DiskNotFound, InputError
@@ -17,12 +18,17 @@ from hvext.host.files import opened_as
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S
 from hvext.operations import attachments
+from hvext.operations.batch import PlugOutcome
 from hvext.operations.unplug import Unplugged, UnplugState
 from hvext.operations.vm import Vm, open_vm
 
 
 def plug(arguments: argparse.Namespace) -> int:
-    """Attach and plug a disk."""
+    """Attach and plug a disk, or several; 1 when one of several could not be."""
+    if arguments.disk or arguments.disks:
+        return _plug_all(arguments)
+    if arguments.provider is None or arguments.volume is None:
+        raise InputError("no disk is named", hint="name PROVIDER and VOLUME, or several disks with --disk and --disks")
     wished = disk(arguments)
     with _vm(arguments, provider_host(arguments)) as vm:
         result = vm.plug(wished)
@@ -35,6 +41,33 @@ def plug(arguments: argparse.Namespace) -> int:
     print(f"{wished.volume.name}: {word} as {result.device},{access} {result.location}")
     print(f"because {result.reason}")
     return 0
+
+
+def _plug_all(arguments: argparse.Namespace) -> int:
+    if arguments.provider is not None or arguments.option or arguments.parameter:
+        raise InputError("--disk and --disks say everything about their disks: leave out PROVIDER, VOLUME, -o and -p")
+    wished = given_disks(arguments)
+    with _vm(arguments, provider_host(arguments)) as vm:
+        outcomes = vm.plug_all(wished)
+    if arguments.json:
+        print_json([outcome.to_json() for outcome in outcomes])
+    else:
+        for outcome in outcomes:
+            _print_outcome(outcome)
+    return 0 if all(outcome.plugged for outcome in outcomes) else 1
+
+
+def _print_outcome(outcome: PlugOutcome) -> None:
+    name, result, error = outcome.disk.volume.name, outcome.plugged, outcome.error
+    if result is not None:
+        print_warnings([f"{name}: {words}" for words in result.warnings])
+        access = f" {result.access}" if result.access else ""
+        word = "plugged" if result.changed else "unchanged"
+        print(f"{name}: {word} as {result.device},{access} {result.location}")
+    elif error is not None:
+        print(f"{name}: failed: {error.message}")
+        if error.hint:
+            print(f"hint: {name}: {error.hint}", file=sys.stderr)
 
 
 def unplug(arguments: argparse.Namespace) -> int:

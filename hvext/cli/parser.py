@@ -50,15 +50,20 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+def build_parser(first: str = "") -> argparse.ArgumentParser:
+    """Return the parser of the command line.
+
+    When ``first``, the line's first word, is a command whose start-up counts, only its group of commands is built: all
+    of them take longer than Python itself.
+    """
     parser = _Parser(
         prog="hvext",
         description="ExtStorage volumes as disks of KVM guests: through their userspace URIs, or their block devices.",
         epilog="Each command has its own --help. Exit status: 0 done, 1 failed, 2 wrong command or value.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    # Without prog, argparse formats a usage for it, and loads what looks at the terminal's size.
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog=parser.prog)
 
     def command(name: str, run: str, text: str, *adds: _Add, epilog: str | None = None) -> argparse.ArgumentParser:
         sub = commands.add_parser(
@@ -73,6 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    if first in _GROUPS:
+        _GROUPS[first](command)
+        return parser
     command("providers", "providers:list_providers", "list the providers on the search path", _host, _json)
     one = command("provider", "providers:show_provider", "show one provider, and what is wrong with it", _host, _json)
     one.add_argument("provider", metavar="NAME")
@@ -155,8 +163,10 @@ def _start_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _guest_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     command(
-        "plug", "guest:plug", "attach a volume and plug it into a running guest", _qmp, _volume, _options, _host, _json,
-        epilog=_DISK_OPTIONS,
+        "plug", "guest:plug", "attach a volume and plug it into a running guest",
+        _qmp, _optional_volume, _several_disks, _options, _host, _json,
+        epilog="Instead of PROVIDER and VOLUME, --disk and --disks name several disks, as hvext args takes them. They\n"
+        "are plugged at the same time; one that fails is undone, the others stay (exit status 1).\n\n" + _DISK_OPTIONS,
     )  # fmt: skip
     unplug = command(
         "unplug", "guest:unplug", "unplug a disk and detach its volume", _qmp, _optional_volume, _host, _json,
@@ -256,11 +266,15 @@ def _migration_commands(command: Callable[..., argparse.ArgumentParser]) -> None
 
 
 def _disks(parser: argparse.ArgumentParser) -> None:
+    _several_disks(parser)
+    _withheld(parser)
+
+
+def _several_disks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--disk", action="append", default=[], metavar="KEY=VALUE,…", help="a disk; may be repeated")
     parser.add_argument(
         "--disks", metavar="FILE", help="a JSON list of disks, or what migrate-begin printed ('-': standard input)"
     )
-    _withheld(parser)
 
 
 def _described(parser: argparse.ArgumentParser) -> None:
@@ -409,3 +423,10 @@ def _qmp(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="limit of one QMP command (default: %(default)g)",
     )
+
+
+#: Commands that hypervisor layers run again and again, by the group that they are built with.
+_GROUPS = {
+    **dict.fromkeys(("args", "explain"), _start_commands),
+    **dict.fromkeys(("plug", "unplug", "repoint", "resize", "disks"), _guest_commands),
+}

@@ -9,16 +9,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shutil import which
+from typing import TYPE_CHECKING
 
 from hvext.cli.arguments import pairs, provider_host, split_commas
 from hvext.cli.output import print_json, print_warnings
-from hvext.core.capability import Capabilities
 from hvext.core.disk import Disk
-from hvext.core.migration import Description
 from hvext.errors import InputError
 from hvext.host.private import read_secret_file
-from hvext.operations.capabilities import DEFAULT_QEMU, binary_capabilities
 from hvext.operations.start import Start, start_disks, stop_disks
+
+if TYPE_CHECKING:
+    from hvext.core.capability import Capabilities
 
 
 def args(arguments: argparse.Namespace) -> int:
@@ -49,7 +50,11 @@ def _capabilities(qemu: str | None, form: str) -> Capabilities | None:
 
     libvirt starts its own.
     """
-    if qemu is None and (form == "xml" or which(DEFAULT_QEMU) is None):
+    if qemu is None and form == "xml":
+        return None
+    from hvext.operations.capabilities import DEFAULT_QEMU, binary_capabilities
+
+    if qemu is None and which(DEFAULT_QEMU) is None:
         return None
     return binary_capabilities(qemu or DEFAULT_QEMU)
 
@@ -106,6 +111,8 @@ def _from_json(text: str, where: str) -> Disk:
 def _from_file(name: str, secrets: Mapping[str, str]) -> list[Disk]:
     values = read_json(name, "disks")
     if isinstance(values, dict) and "disks" in values:
+        from hvext.core.migration import Description
+
         return [*Description.from_json(values).completed(secrets).disks]
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise InputError(f"{name} must hold a JSON list of disks, or what hvext migrate-begin printed")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from hvext.core.provider import FileKind
+from hvext.core.file_kind import FileKind
 from hvext.core.text import quoted
 from hvext.core.uri import shown
 from hvext.core.uri.mask import masked

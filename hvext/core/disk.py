@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import uuid as uuid_module
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hvext.core.access import Access
-from hvext.core.identity import DiskNames
+from hvext.core.identity import DiskNames, derived_uuid
+from hvext.core.identity import parse_uuid as parse_uuid
 from hvext.core.options import DiskOptions
 from hvext.core.provider import check_provider_name
 from hvext.core.secret import ROLES, Secret, check_roles
-from hvext.core.text import quoted
-from hvext.core.volume import Volume, derived_uuid
+from hvext.core.volume import Volume
 from hvext.errors import InputError
 
 
@@ -94,14 +93,6 @@ class Disk:
             values["parameters"] = dict(volume.parameters)
         values |= {f"secret.{role}": path for role, path in self.secret_files.items()}
         return values | self.options.to_mapping()
-
-
-def parse_uuid(text: str) -> uuid_module.UUID:
-    """Return the uuid that ``text`` writes; raises InputError."""
-    try:
-        return uuid_module.UUID(text)
-    except ValueError as error:
-        raise InputError(f"{quoted(text)} is not a uuid") from error
 
 
 def _text(value: object, key: str) -> str:

@@ -1,4 +1,4 @@
-"""The names that one disk has in QEMU, all derived from its uuid.
+"""A disk's uuid, and the names that the disk has in QEMU, all derived from it.
 
 Two disks can never collide, and every name tells which disk it belongs to. QEMU's node names have at most 31
 characters and start with a letter; a uuid in hexadecimal has 32, so it is written in base 32 (26 characters)::
@@ -19,12 +19,20 @@ Source: QEMU, block.c, ``bdrv_assign_node_name``; util/id.c, ``id_wellformed``.
 from __future__ import annotations
 
 import base64
+import json
 import re
 import uuid as uuid_module
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hvext.core.options import Aio, Discard
+from hvext.core.secret import is_secret_name
+from hvext.core.text import checked, quoted
+from hvext.errors import InputError
 
+#: Namespace of the uuids that are derived from provider and volume name.
+_NAMESPACE = uuid_module.UUID("6a8e7d6c-93b5-5b0e-8f6f-0a5f2d1c7e41")
 NODE_NAME_LIMIT = 31
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 GENERATIONS = len(_DIGITS)
@@ -56,7 +64,7 @@ class DiskNames:
     @property
     def root(self) -> str:
         """The raw node of a disk that was never failed over; all names of nodes begin with it."""
-        return "hv" + base64.b32encode(self.uuid.bytes).decode().rstrip("=").lower()
+        return _root(self.uuid.bytes)
 
     @property
     def roots(self) -> tuple[str, str]:
@@ -84,6 +92,11 @@ class DiskNames:
         return f"hv-{self.uuid}"
 
     @property
+    def alias(self) -> str:
+        """The guest device, where libvirt made it with an alias of the user's."""
+        return f"ua-{self.device}"
+
+    @property
     def drive(self) -> str:
         """The id of a legacy ``-drive``."""
         return f"{self.device}-drive"
@@ -106,6 +119,11 @@ class DiskNames:
     def owns_object(self, object_id: str) -> bool:
         """Whether an object exists for this disk alone: its throttle group, its iothread, or beside a protocol node."""
         return object_id in (self.throttle_group, self.iothread) or owner_of_object(object_id) == self
+
+
+@lru_cache(maxsize=4096)
+def _root(uuid: bytes) -> str:
+    return "hv" + base64.b32encode(uuid).decode().rstrip("=").lower()
 
 
 def disk_of_node(node_name: str) -> DiskNames | None:
@@ -143,3 +161,24 @@ def disk_of_device(device_id: str) -> DiskNames | None:
     """Return whose device this is (with or without libvirt's ``ua-``), or None for one that is not hvext's."""
     match = _DEVICE.match(device_id.removeprefix("ua-"))
     return DiskNames(uuid_module.UUID(match["uuid"])) if match else None
+
+
+def derived_uuid(provider: str, volume: str, parameters: Mapping[str, str] | None = None) -> uuid_module.UUID:
+    """Return the uuid of a disk that was given none: always the same for one provider, volume name and parameters.
+
+    The parameters count because they say which pool or folder the name is in; secrets among them do not, so that the
+    disk stays the same when a password changes. Raises InputError for text that cannot be written as UTF-8.
+    """
+    name = f"{provider}/{volume}"
+    open_ones = sorted((key.upper(), value) for key, value in (parameters or {}).items() if not is_secret_name(key))
+    if open_ones:
+        name += json.dumps(open_ones, ensure_ascii=False)
+    return uuid_module.uuid5(_NAMESPACE, checked(name, "volume"))
+
+
+def parse_uuid(text: str) -> uuid_module.UUID:
+    """Return the uuid that ``text`` writes; raises InputError."""
+    try:
+        return uuid_module.UUID(text)
+    except ValueError as error:
+        raise InputError(f"{quoted(text)} is not a uuid") from error

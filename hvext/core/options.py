@@ -113,6 +113,9 @@ class Throttle:
     iops_size: int = 0
 
     def __post_init__(self) -> None:
+        # Most disks have no limits, and disks are made again and again.
+        if all(getattr(self, name) is value for name, value in _UNLIMITED):
+            return
         for name in self.names():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LIMIT_MAX:
@@ -144,15 +147,16 @@ class Throttle:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """The names of all limits."""
-        return tuple(field.name for field in dataclasses.fields(cls))
+        return tuple(name for name, _value in _UNLIMITED)
 
     @property
     def limits(self) -> dict[str, int]:
         """The limits that are set, under QEMU's names (``bps-total`` …)."""
-        unset = {field.name: field.default for field in dataclasses.fields(self)}
-        return {name.replace("_", "-"): getattr(self, name) for name in unset if getattr(self, name) != unset[name]}
+        given = ((name, getattr(self, name), unset) for name, unset in _UNLIMITED)
+        return {name.replace("_", "-"): value for name, value, unset in given if value != unset}
 
 
+_UNLIMITED = tuple((field.name, field.default) for field in dataclasses.fields(Throttle))
 _BUS = re.compile(r"[A-Za-z][A-Za-z0-9._-]*\Z")
 _BOOTINDEX_MAX = 2**31 - 1
 _SERIAL_BYTES = {DeviceModel.VIRTIO_BLK: 20, DeviceModel.SCSI_HD: 36}
@@ -266,14 +270,13 @@ class DiskOptions:
     def to_mapping(self) -> dict[str, object]:
         """Return the options that are not the default, as ``from_mapping`` takes them and JSON can hold them."""
         flat: dict[str, object] = {}
-        for part, default in (
-            (self, DiskOptions()),
-            (self.throttle, Throttle()),
-            (self.placement, Placement()),
-        ):
+        parts: tuple[DiskOptions | Throttle | Placement, ...] = (self, self.throttle, self.placement)
+        for part, default in zip(parts, _DEFAULTS, strict=True):
+            if part == default:
+                continue
             for each in dataclasses.fields(part):
                 value = getattr(part, each.name)
-                if value != getattr(default, each.name) and not dataclasses.is_dataclass(value):
+                if value != getattr(default, each.name) and not isinstance(value, Throttle | Placement):
                     flat[each.name] = str(value) if isinstance(value, StrEnum) else value
         return flat
 
@@ -283,6 +286,10 @@ class DiskOptions:
         For a disk that has another place to go to: the guest waits until it is there, and no write is lost.
         """
         return dataclasses.replace(self, werror=self.werror or ErrorPolicy.STOP, rerror=self.rerror or ErrorPolicy.STOP)
+
+
+#: All that an option can be part of, as it is when nothing is said.
+_DEFAULTS: tuple[DiskOptions, Throttle, Placement] = (DiskOptions(), Throttle(), Placement())
 
 
 def option_names() -> tuple[str, ...]:

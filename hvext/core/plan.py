@@ -10,7 +10,6 @@ from hvext.core.node import protocol_node, raw_node, throttle_node
 from hvext.core.options import DeviceModel, DiskOptions
 from hvext.core.secret import Secret
 from hvext.core.uri.location import PRIVATE_FOLDER, Companions, Location, Needs, PrivateFile
-from hvext.core.uri.vhost_user import VhostUserLocation
 from hvext.errors import InputError
 
 
@@ -94,7 +93,7 @@ def plan_disk(
     options = replace(options, read_only=bool(options.read_only) or location.read_only)
     opened = ProtocolName(generation=generation, aio=options.aio, discard=options.discard)
     companions = Companions(node=names.protocol(opened), folder=folder)
-    if isinstance(location, VhostUserLocation):
+    if not location.block_node:
         return _vhost_user_plan(names, location, options, companions)
     protocol = protocol_node(location, options, names, generation, folder)
     nodes = [protocol, raw_node(options, names, str(protocol["node-name"]))]
@@ -133,9 +132,7 @@ def options_obstacle(location: Location, options: DiskOptions) -> str | None:
     return None if location.block_node else vhost_user_obstacle(options)
 
 
-def _vhost_user_plan(
-    names: DiskNames, location: VhostUserLocation, options: DiskOptions, companions: Companions
-) -> DiskPlan:
+def _vhost_user_plan(names: DiskNames, location: Location, options: DiskOptions, companions: Companions) -> DiskPlan:
     return DiskPlan(
         names=names,
         location=location,

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hvext.core.file_kind import FileKind as FileKind
 from hvext.core.text import quoted
 from hvext.errors import InputError
 
@@ -41,19 +42,6 @@ class Action(StrEnum):
 
 #: Scripts a provider may leave out.
 OPTIONAL_ACTIONS = frozenset({Action.SNAPSHOT, Action.OPEN, Action.CLOSE})
-
-
-class FileKind(StrEnum):
-    """What is found at a path; symlinks are followed."""
-
-    MISSING = "missing"
-    REGULAR = "a regular file"
-    DIRECTORY = "a directory"
-    BLOCK_DEVICE = "a block device"
-    CHARACTER_DEVICE = "a character device"
-    FIFO = "a FIFO"
-    SOCKET = "a socket"
-    UNREADABLE = "not accessible"
 
 
 def check_provider_name(name: str) -> str:

@@ -7,6 +7,7 @@ that are secrets are named, and their values are in a private file of the host f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid as uuid_module
 from collections.abc import Mapping
@@ -131,6 +132,14 @@ class DiskRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """Lines behind a record: ``matters`` tells whether they have to outlive the host, as which volumes are attached."""
+
+    text: str
+    matters: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmRecord:
     """What is known of one VM.
 
@@ -165,19 +174,42 @@ class VmRecord:
             "process": _process_json(self.process),
             "disks": [_disk_json(record) for record in self.disks.values()],
         }
-        return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        return _line(value)
+
+    def changes_since(self, before: VmRecord) -> Changes | None:
+        """Return what makes this of ``before`` when it is put behind it in the file; None where only the whole does."""
+        if (self.name, self.monitors, self.process) != (before.name, before.monitors, before.process):
+            return None
+        gone = before.disks.keys() - self.disks.keys()
+        changed = [record for uuid, record in self.disks.items() if before.disks.get(uuid) is not record]
+        old = [before.disks.get(record.disk.volume.uuid) for record in changed]
+        lines = [_line({"gone": str(uuid)}) for uuid in gone]
+        lines += [_line(_change(each, former)) for each, former in zip(changed, old, strict=True)]
+        matters = bool(gone) or None in old or any(each.migrating for each in (*changed, *old) if each is not None)
+        return Changes(text="".join(lines), matters=matters)
 
     @classmethod
     def from_json(cls, text: str, where: str = _FILE) -> VmRecord:
-        """Return the record that a file holds; raises JournalError, which names ``where``."""
+        """Return the record that a file holds, with all changes behind it; raises JournalError, which names ``where``.
+
+        A last change that is not whole never happened: whoever wrote it was killed, or the host was.
+        """
         try:
-            value = json.loads(text)
+            value, end = json.JSONDecoder().raw_decode(text)
             if value["format"] != FORMAT:
                 raise JournalError(
                     f"{where} has format {value['format']}, and this hvext knows {FORMAT}",
                     hint="a newer hvext wrote it: use that one",
                 )
-            records = [_disk_record(item) for item in value["disks"]]
+            items = {item["disk"]["uuid"]: item for item in value["disks"]}
+            for change in _changes(text[end:].lstrip()):
+                if "gone" in change:
+                    items.pop(change["gone"], None)
+                elif "at" in change:
+                    items[change["at"]] = items[change["at"]] | {"unfinished": change["unfinished"]}
+                else:
+                    items[change["disk"]["disk"]["uuid"]] = change["disk"]
+            records = [_disk_record(item) for item in items.values()]
             return cls(
                 name=value["name"],
                 monitors=tuple(value["monitors"]),
@@ -189,6 +221,30 @@ class VmRecord:
                 f"{where} cannot be read: {error!r}",
                 hint="hvext writes these files whole: somebody else changed it. What QEMU has, hvext disks shows",
             ) from error
+
+
+def is_whole(text: str) -> bool:
+    """Return whether the last change in a record's file is whole, so that another may be put behind it."""
+    try:
+        json.loads(text[text.rfind("\n", 0, -1) + 1 :])
+    except ValueError:
+        return False
+    return text.endswith("\n")
+
+
+def _changes(text: str) -> list[Any]:
+    *ended, last = text.split("\n")
+    lines = [line for line in ended if line.strip()]
+    # What stands behind the last line's end was not written to its end; and a line may be torn in another way.
+    if not last:
+        with contextlib.suppress(ValueError):
+            return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in lines[:-1]]
+    return [json.loads(line) for line in lines]
+
+
+def _line(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def namesakes(disk: Disk, record: VmRecord) -> tuple[str, ...]:
@@ -225,6 +281,25 @@ def _with_parameters(disk: Disk, parameters: Mapping[str, str]) -> Disk:
     return replace(disk, volume=replace(disk.volume, parameters=parameters))
 
 
+def _change(record: DiskRecord, before: DiskRecord | None) -> dict[str, object]:
+    """Return what makes ``record`` of what stood there before; most often, the next step of an operation."""
+    work = record.unfinished
+    if before is not None and work is not None and replace(before, unfinished=work) == record:
+        return {"at": str(record.disk.volume.uuid), "unfinished": _work_json(work)}
+    return {"disk": _disk_json(record)}
+
+
+def _work_json(work: Unfinished) -> dict[str, object]:
+    return {
+        "operation": str(work.operation),
+        "since": work.since,
+        "by": _process_json(work.by),
+        "step": work.step,
+        "script": _process_json(work.script),
+        "details": dict(work.details),
+    }
+
+
 def _disk_json(record: DiskRecord) -> dict[str, object]:
     value: dict[str, object] = {"disk": record.disk.to_mapping(), "intent": str(record.intent)}
     if record.withheld:
@@ -234,14 +309,7 @@ def _disk_json(record: DiskRecord) -> dict[str, object]:
     if record.keep_attached:
         value["keep_attached"] = True
     if (work := record.unfinished) is not None:
-        value["unfinished"] = {
-            "operation": str(work.operation),
-            "since": work.since,
-            "by": _process_json(work.by),
-            "step": work.step,
-            "script": _process_json(work.script),
-            "details": dict(work.details),
-        }
+        value["unfinished"] = _work_json(work)
     return value
 
 

@@ -84,6 +84,11 @@ class RunningDisk:
     spares: tuple[Node, ...] = ()
     chain: tuple[str, ...] = ()
 
+    @classmethod
+    def nothing(cls, names: DiskNames) -> RunningDisk:
+        """Return what a QEMU has of a disk that it has nothing of."""
+        return cls(names=names, device=None, model=None, root=None, throttle=None, protocols=(), objects=())
+
     @property
     def behind_vhost_user(self) -> bool:
         """Whether a server serves the guest directly: such a disk has no block nodes."""

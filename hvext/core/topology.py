@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hvext.core.options import DeviceModel, DiskOptions, Placement
 from hvext.errors import PlugError
@@ -49,6 +49,25 @@ class Topology:
     ports: tuple[Port, ...]
     controllers: tuple[Controller, ...]
     pci_slots: tuple[int, ...] | None
+
+    def without(self, place: Placement) -> Topology:
+        """Return what is left when a place, as ``place_disk`` gives it, is taken."""
+        if place.scsi_id is not None and place.lun is not None:
+            address = (place.scsi_id, place.lun)
+            return replace(
+                self,
+                controllers=tuple(
+                    replace(each, taken=each.taken | {address}) if each.bus == place.bus else each
+                    for each in self.controllers
+                ),
+            )
+        if self.pci_slots is not None and place.addr is not None:
+            slot = int(place.addr.partition(".")[0], 16)
+            return replace(self, pci_slots=tuple(free for free in self.pci_slots if free != slot))
+        return replace(
+            self,
+            ports=tuple(replace(port, free=port.free and port.bus != place.bus) for port in self.ports),
+        )
 
 
 def free_pci_slots(addresses: Iterable[int]) -> tuple[int, ...]:

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid as uuid_module
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from hvext.core.identity import derived_uuid as derived_uuid
 from hvext.core.secret import Secret, is_secret_name
 from hvext.core.text import checked, quoted
 from hvext.errors import InputError
 
-#: Namespace of the uuids that are derived from provider and volume name.
-_NAMESPACE = uuid_module.UUID("6a8e7d6c-93b5-5b0e-8f6f-0a5f2d1c7e41")
 _PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 #: Parameters that hvext itself exports, as Ganeti does.
 _RESERVED = ("PROVIDER", "ACCESS")
 _NAME_BYTES = 255
 _METADATA_CHARACTERS = 128
-
-
-def derived_uuid(provider: str, volume: str, parameters: Mapping[str, str] | None = None) -> uuid_module.UUID:
-    """Return the uuid of a disk that was given none: always the same for one provider, volume name and parameters.
-
-    The parameters count because they say which pool or folder the name is in; secrets among them do not, so that the
-    disk stays the same when a password changes. Raises InputError for text that cannot be written as UTF-8.
-    """
-    name = f"{provider}/{volume}"
-    open_ones = sorted((key.upper(), value) for key, value in (parameters or {}).items() if not is_secret_name(key))
-    if open_ones:
-        name += json.dumps(open_ones, ensure_ascii=False)
-    return uuid_module.uuid5(_NAMESPACE, checked(name, "volume"))
 
 
 def check_volume_name(name: str) -> str:

@@ -1,8 +1,11 @@
 """The journal's folder: one file and one lock for each VM.
 
-A file is replaced as a whole and is on the disk before `store` returns, so that whoever reads it sees the old text or
-the new one, also after the host lost its power. The lock is the kernel's (flock): it goes with the process that holds
-it. Folder: ``$HVEXT_STATE_DIR``, else ``/var/lib/hvext`` for root, else ``~/.local/state/hvext``.
+`store` replaces a file as a whole, and it is on the disk before that returns: whoever reads it sees the old text or
+the new one, also after the host lost its power. `append` puts lines behind what is there: they outlive the process
+that wrote them, and only lasting ones also the host, because to wait for the disk is most of what writing costs. The
+lock is the kernel's (flock): it goes with the process that holds it.
+
+Folder: ``$HVEXT_STATE_DIR``, else ``/var/lib/hvext`` for root, else ``~/.local/state/hvext``.
 
 Source: flock(2), fsync(2), rename(2).
 """
@@ -56,11 +59,15 @@ class JournalFolder:
     def __init__(self, path: Path | str | None = None) -> None:
         self.path = Path(path).absolute() if path else state_folder()
 
-    def texts(self) -> dict[str, str | JournalError]:
-        """Return the texts of all records by their files' paths, or why one cannot be read; raises JournalError."""
+    def texts(self, but: str | None = None) -> dict[str, str | JournalError]:
+        """Return the texts of all records (``but`` one VM's) by their files' paths, or why one cannot be read.
+
+        Raises JournalError.
+        """
+        without = None if but is None else self._file(but, _RECORD).name
         found: dict[str, str | JournalError] = {}
         try:
-            paths = sorted(path for path in self.path.iterdir() if path.name.endswith(_RECORD))
+            paths = sorted(path for path in self.path.iterdir() if path.name.endswith(_RECORD) and path.name != without)
         except FileNotFoundError:
             return {}
         except OSError as error:
@@ -108,6 +115,25 @@ class JournalFolder:
             self._sync()
         except OSError as error:
             raise _error("write", path, error) from error
+
+    def append(self, name: str, text: str, *, lasting: bool) -> bool:
+        """Put whole lines behind a VM's record, which may not be whole after a crash; call it with the lock held.
+
+        Returns False when there is no record. With ``lasting`` they are on the disk when this returns. Raises
+        JournalError, and nothing was added.
+        """
+        path = self._file(name, _RECORD)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                try:
+                    _add(descriptor, text.encode(), lasting=lasting)
+                finally:
+                    os.close(descriptor)
+                return True
+        except OSError as error:
+            raise _error("write", path, error) from error
+        return False
 
     def remove(self, name: str) -> None:
         """Remove a VM's record; one that is gone is no error."""
@@ -208,6 +234,18 @@ def _read(path: Path) -> str:
         raise
     except (OSError, UnicodeDecodeError) as error:
         raise _error("read", path, error) from error
+
+
+def _add(descriptor: int, data: bytes, *, lasting: bool) -> None:
+    size = os.fstat(descriptor).st_size
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+        if lasting:
+            os.fdatasync(descriptor)
+    except BaseException:
+        os.ftruncate(descriptor, size)
+        raise
 
 
 def _sign(descriptor: int) -> None:

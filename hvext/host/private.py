@@ -14,21 +14,11 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from hvext.core.uri.location import PRIVATE_FOLDER, PrivateFile
+from hvext.core.uri.location import PrivateFile
 from hvext.errors import HvextError, InputError
+from hvext.host.files import private_folder as private_folder
 
 _MAX_BYTES = 1 << 20
-
-
-def private_folder() -> str:
-    """Return the folder of private files; it need not exist."""
-    if chosen := os.environ.get("HVEXT_RUNTIME_DIR"):
-        return str(Path(chosen).absolute())
-    if os.geteuid() == 0:
-        return PRIVATE_FOLDER
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        return f"{runtime}/hvext"
-    return str(Path.home() / ".local/state/hvext/run")
 
 
 def write_private(files: Iterable[PrivateFile], *, owner: int | None = None) -> None:

@@ -6,8 +6,10 @@ import asyncio
 import uuid as uuid_module
 from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from hvext.core.identity import DiskNames, owner_of_chardev
+from hvext.core.options import DeviceModel
 from hvext.core.running import RunningDisk, parse_chains, parse_running
 from hvext.core.topology import (
     CONTROLLER_TYPES,
@@ -25,6 +27,9 @@ from hvext.host.qmp import Monitor
 _PERIPHERAL = "/machine/peripheral"
 #: The PCI bus of a pc machine.
 _PC_BUS = "/machine/i440fx/pci.0"
+#: The addresses of SCSI disks by bus and link, of the QEMUs that we are connected to: they never change, and a bus
+#: gives the name of a link once only.
+_addresses: WeakKeyDictionary[Monitor, dict[tuple[str, str], tuple[int, int]]] = WeakKeyDictionary()
 
 
 async def running_disks(monitor: Monitor) -> dict[uuid_module.UUID, RunningDisk]:
@@ -50,8 +55,18 @@ async def running_disks(monitor: Monitor) -> dict[uuid_module.UUID, RunningDisk]
 
 async def running_disk(monitor: Monitor, names: DiskNames) -> RunningDisk:
     """Return what QEMU has of one disk; all its parts are missing when it has nothing."""
-    nothing = RunningDisk(names=names, device=None, model=None, root=None, throttle=None, protocols=(), objects=())
-    return (await running_disks(monitor)).get(names.uuid, nothing)
+    return (await running_disks(monitor)).get(names.uuid) or RunningDisk.nothing(names)
+
+
+async def glance(monitor: Monitor, names: DiskNames) -> RunningDisk:
+    """Return what QEMU has of one disk that nobody wrote down: looked for by its device's name, however many disks.
+
+    Without a device, what else has the disk's names is not seen.
+    """
+    found = await asyncio.gather(*(_listing(monitor, f"{_PERIPHERAL}/{name}") for name in (names.device, names.alias)))
+    if any(found):
+        return await running_disk(monitor, names)
+    return RunningDisk.nothing(names)
 
 
 async def chain_of(monitor: Monitor, device: str) -> tuple[str, ...]:
@@ -121,19 +136,24 @@ async def _listing(monitor: Monitor, path: str) -> list[dict[str, object]]:
         raise
 
 
-async def topology(monitor: Monitor) -> Topology:
-    """Return the places where a disk could go, and which are free."""
+async def topology(monitor: Monitor, model: DeviceModel, *, afresh: bool = False) -> Topology:
+    """Return the places where a disk of a model could go, and which are free; those of other models are left out.
+
+    ``afresh`` trusts nothing that was heard before.
+    """
+    if afresh:
+        _addresses.pop(monitor, None)
     peripherals = typed_children(await monitor.execute("qom-list", {"path": _PERIPHERAL}))
-    ports = [name for name, kind in peripherals.items() if kind in PORT_TYPES]
-    controllers = [name for name, kind in peripherals.items() if kind in CONTROLLER_TYPES]
-    machine = typed_children(await monitor.execute("qom-list", {"path": "/machine"}))
-    return Topology(
-        ports=tuple(await asyncio.gather(*(_port(monitor, name) for name in sorted(ports, key=_natural)))),
-        controllers=tuple(
-            await asyncio.gather(*(_controller(monitor, name) for name in sorted(controllers, key=_natural)))
-        ),
-        pci_slots=await _pci_slots(monitor) if "i440fx" in machine else None,
+    if model is DeviceModel.SCSI_HD:
+        names = sorted((name for name, kind in peripherals.items() if kind in CONTROLLER_TYPES), key=_natural)
+        controllers = await asyncio.gather(*(_controller(monitor, name) for name in names))
+        return Topology(ports=(), controllers=tuple(controllers), pci_slots=None)
+    names = sorted((name for name, kind in peripherals.items() if kind in PORT_TYPES), key=_natural)
+    ports, machine = await asyncio.gather(
+        asyncio.gather(*(_port(monitor, name) for name in names)), monitor.execute("qom-list", {"path": "/machine"})
     )
+    pc = "i440fx" in typed_children(machine)
+    return Topology(ports=tuple(ports), controllers=(), pci_slots=await _pci_slots(monitor) if pc else None)
 
 
 async def iothreads(monitor: Monitor) -> set[str]:
@@ -190,14 +210,20 @@ async def _controller(monitor: Monitor, name: str) -> Controller:
         monitor.execute("qom-get", {"path": path, "property": "iothread"}),
     )
 
-    async def address(child: str) -> tuple[int, int]:
+    known = _addresses.setdefault(monitor, {})
+
+    async def learn(child: str) -> None:
         scsi_id, lun = await asyncio.gather(
             *(monitor.execute("qom-get", {"path": f"{bus}/{child}", "property": word}) for word in ("scsi-id", "lun"))
         )
-        return scsi_id, lun
+        known[bus, child] = (scsi_id, lun)
 
-    taken = await asyncio.gather(*(address(child) for child in linked_children(listing)))
-    return Controller(bus=name, taken=frozenset(taken), iothread=iothread.rpartition("/")[2] or None)
+    children = linked_children(listing)
+    for gone in [key for key in known if key[0] == bus and key[1] not in children]:
+        del known[gone]
+    await asyncio.gather(*(learn(child) for child in children if (bus, child) not in known))
+    taken = frozenset(known[bus, child] for child in children)
+    return Controller(bus=name, taken=taken, iothread=iothread.rpartition("/")[2] or None)
 
 
 async def _pci_slots(monitor: Monitor) -> tuple[int, ...]:

@@ -6,98 +6,45 @@ in the record when the lock is taken and is unfinished was left by a process tha
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import threading
 import time
 import uuid as uuid_module
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
-from hvext.core.record import DiskRecord, Intent, Operation, ProcessId, Unfinished, VmRecord, same_volume
+from hvext.core.record import DiskRecord, Intent, Operation, ProcessId, Unfinished, VmRecord, is_whole
 from hvext.core.secret import Secret
 from hvext.core.uri.location import PrivateFile
 from hvext.core.volume import Volume
 from hvext.errors import HvextError, InputError, JournalError, OperationFailed, PlugError
 from hvext.host.journal import JournalFolder, Lock
 from hvext.host.private import private_folder, read_secret_file, remove_private, write_private
-from hvext.host.proc import is_alive, process_id, scripts_of, this_process
-from hvext.host.process import end_group
+from hvext.host.proc import is_alive, process_id, this_process
 from hvext.host.provider import ProviderHost
-from hvext.operations.steps import Report, may_have_done, silent
+from hvext.operations.outcome import Report, is_interrupt, may_have_done, silent
+from hvext.operations.records import another_runs as another_runs
+from hvext.operations.records import broken_records as broken_records
+from hvext.operations.records import check_names as check_names
+from hvext.operations.records import end_scripts as end_scripts
+from hvext.operations.records import name_beside as name_beside
+from hvext.operations.records import owners_of as owners_of
+from hvext.operations.records import read_records as read_records
+from hvext.operations.records import runs as runs
+from hvext.operations.records import users_of as users_of
+from hvext.operations.records import waits as waits
 
 #: Longer than the scripts and commands of one operation take that goes well.
 LOCK_LIMIT_S = 180.0
 _POLL_S = 0.02
+#: How much may stand behind the record of a VM before it is written anew, beside as much as the record is long.
+_ROOM = 1 << 15
 #: Operations that change nothing about whether a disk is meant to be in the guest: its unplug may be pending.
 _STAYING = (Operation.FAIL_OVER, Operation.REPOINT, Operation.RESIZE)
-
-
-def read_records(folder: JournalFolder) -> dict[str, VmRecord]:
-    """Return the records of all VMs of this host by name; raises JournalError.
-
-    A record that cannot be read is left out: it must not keep anybody from working on the other VMs.
-    """
-    return {record.name: record for record in _parsed(folder).values() if isinstance(record, VmRecord)}
-
-
-def broken_records(folder: JournalFolder) -> list[JournalError]:
-    """Return why records cannot be read, one error for each that cannot; raises JournalError."""
-    return [error for error in _parsed(folder).values() if isinstance(error, JournalError)]
-
-
-def _parsed(folder: JournalFolder) -> dict[str, VmRecord | JournalError]:
-    found: dict[str, VmRecord | JournalError] = {}
-    for where, text in folder.texts().items():
-        try:
-            found[where] = text if isinstance(text, JournalError) else _read_before(text, where)
-        except JournalError as error:
-            found[where] = error
-    return found
-
-
-def check_names(names: Sequence[str], folder: JournalFolder) -> None:
-    """Raise InputError for the name of a VM that the journal does not have; a record that cannot be read may be its."""
-    known = read_records(folder)
-    unknown = [name for name in names if name not in known]
-    if unknown and not broken_records(folder):
-        have = ", ".join(known) or "none"
-        raise InputError(f"the journal in {folder.path} has no VM {unknown[0]!r}", hint=f"it has: {have}")
-
-
-@lru_cache(maxsize=1024)
-def _read_before(text: str, where: str) -> VmRecord:
-    """Return the record in a text: one process that supervises hundreds of VMs reads the same ones again and again."""
-    return VmRecord.from_json(text, where)
-
-
-def another_runs(record: VmRecord, process: ProcessId | None) -> bool:
-    """Return whether a record is that of another QEMU than ``process``, and that one still runs."""
-    return process is not None and record.process not in (None, process) and is_alive(record.process)
-
-
-def name_beside(name: str, process: ProcessId) -> str:
-    """Return what a VM is called when another one that runs has its name."""
-    return f"{name}@{process.pid}"
-
-
-def users_of(disk: Disk, records: Mapping[str, VmRecord], *, but: str) -> list[str]:
-    """Return the names of the VMs that have the volume of ``disk``, other than the one called ``but``.
-
-    A VM whose QEMU has ended uses nothing any more.
-    """
-    return [
-        record.name
-        for record in records.values()
-        if record.name != but
-        and (record.process is None or is_alive(record.process))
-        and any(same_volume(disk, other.disk) for other in record.disks.values())
-    ]
 
 
 class Journal:
@@ -113,20 +60,32 @@ class Journal:
         self._monitor = monitor
         self._process = process
         self._record = VmRecord(name=name)
+        # What the file holds, and the record that this makes; None where only the whole can be written.
+        self._text = ""
+        self._whole_length = 0
+        self._written: VmRecord | None = None
         # Steps are written by the event loop, scripts' beginnings by threads.
         self._writing = threading.RLock()
         self._deferred = False
 
     def read(self) -> VmRecord:
         """Return the record as it is now, also while somebody works on it; raises JournalError."""
-        text = self.folder.load(self.name)
+        return self._read(self.folder.load(self.name))
+
+    def _read(self, text: str | None) -> VmRecord:
         if text is None:
             return VmRecord(name=self.name)
+        known = self._written
+        if known is not None and text == self._text:
+            return known
         return VmRecord.from_json(text, self.folder.where(self.name))
 
     @contextlib.asynccontextmanager
     async def locked(self, limit_s: float = LOCK_LIMIT_S) -> AsyncIterator[Journal]:
         """Hold the VM's lock in the block; raises JournalError when somebody else holds it for longer than that."""
+        # Here, because a start needs no event loop, and asyncio takes longer to load than all of it.
+        import asyncio
+
         deadline = time.monotonic() + limit_s
         while (lock := self._try_lock()) is None:
             self._check_waiting(deadline, limit_s)
@@ -153,7 +112,11 @@ class Journal:
         if lock is None:
             return None
         try:
-            self._record = self.read()
+            text = self.folder.load(self.name)
+            self._record = self._read(text)
+            self._text = text or ""
+            self._whole_length = self._text.find("\n") + 1
+            self._written = self._record if text is not None and is_whole(text) else None
         except BaseException:
             lock.release()
             raise
@@ -236,19 +199,60 @@ class Journal:
                 self._record = record
                 return
             if record.disks:
-                self.folder.store(self.name, record.to_json())
+                self._put(record)
             else:
                 self.folder.remove(self.name)
+                self._written = None
             self._record = record
 
-    def forget(self, uuid: uuid_module.UUID) -> None:
-        """Remove a disk and its kept secrets; one that is not there is no error. Raises JournalError."""
+    def _put(self, record: VmRecord) -> None:
+        """Write what has changed behind what stands there, or all of it: the file stays less than twice as long."""
+        changes = record.changes_since(self._written) if self._written is not None else None
+        room = changes is not None and len(self._text) + len(changes.text) <= 2 * self._whole_length + _ROOM
+        # When writing fails, it is not known what stands there.
+        self._written = None
+        if changes is not None and room and self.folder.append(self.name, changes.text, lasting=changes.matters):
+            self._text += changes.text
+            self._written = record
+            return
+        self._text = record.to_json()
+        self._whole_length = len(self._text)
+        self.folder.store(self.name, self._text)
+        self._written = record
+
+    def forget(self, *uuids: uuid_module.UUID) -> None:
+        """Remove disks and their kept secrets; one that is not there is no error. Raises JournalError."""
         # In this order: a record whose secrets are gone could not be recovered, files without a record can.
-        self.write(self._record.without_disk(uuid))
+        self.write(replace(self._record, disks=_but(self._record.disks, uuids)))
+        self._forget_secrets(uuids)
+
+    def _forget_secrets(self, uuids: Iterable[uuid_module.UUID]) -> None:
         # Whoever writes the disk down for another VM at this moment keeps its secrets first.
         with self.folder.comparing():
-            if not any(uuid in record.disks for record in read_records(self.folder).values()):
-                remove_private(_kept_name(uuid))
+            elsewhere = {uuid for record in self._others().values() for uuid in record.disks}
+            for uuid in uuids:
+                if uuid not in elsewhere:
+                    remove_private(_kept_name(uuid))
+
+    def settle(self, ended: Sequence[Entry], reverted: Sequence[Entry]) -> None:
+        """Write down in one piece that operations on several disks ended well, and that nothing is left of others.
+
+        Like ``Entry.end`` and ``Entry.revert``. Raises OperationFailed.
+        """
+        gone = [entry.uuid for entry in reverted if entry.before is None]
+        disks = dict(_but(self._record.disks, gone))
+        for entry in ended:
+            disks[entry.uuid] = replace(disks[entry.uuid], intent=Intent.PRESENT, unfinished=None)
+        for entry in reverted:
+            if entry.before is not None:
+                entry.keep_again()
+                disks[entry.uuid] = entry.before
+        try:
+            self.write(replace(self._record, disks=disks))
+            if gone:
+                self._forget_secrets(gone)
+        except JournalError as error:
+            raise _not_ended(error) from error
 
     def begin(
         self,
@@ -263,6 +267,46 @@ class Journal:
 
         With ``exclusive`` a volume that another VM has is refused. Raises PlugError, JournalError.
         """
+        with self.folder.comparing():
+            entry = self._begun(operation, disk, self._others(), intent=intent, exclusive=exclusive, details=details)
+            self.write(self.seen().with_disk(entry.record))
+        return entry
+
+    def begin_all(
+        self, operation: Operation, disks: Sequence[Disk], *, intent: Intent, exclusive: bool = False
+    ) -> list[Entry | PlugError]:
+        """Write down that an operation on several disks begins, in one piece; PlugError for those that are refused.
+
+        Like ``begin``. Raises JournalError.
+        """
+        entries: list[Entry | PlugError] = []
+        with self.folder.comparing():
+            records = self._others()
+            for disk in disks:
+                try:
+                    entries.append(self._begun(operation, disk, records, intent=intent, exclusive=exclusive))
+                except PlugError as error:
+                    entries.append(error)
+            begun = {entry.uuid: entry.record for entry in entries if isinstance(entry, Entry)}
+            seen = self.seen()
+            self.write(replace(seen, disks={**seen.disks, **begun}))
+        return entries
+
+    def _others(self) -> dict[str, VmRecord]:
+        """The records of the other VMs: to read one's own again would take the longer the more disks it has."""
+        return read_records(self.folder, but=self.name)
+
+    def _begun(
+        self,
+        operation: Operation,
+        disk: Disk,
+        records: Mapping[str, VmRecord],
+        *,
+        intent: Intent,
+        exclusive: bool,
+        details: Mapping[str, Any] | None = None,
+    ) -> Entry:
+        """Return the entry of an operation that begins, with its secrets kept; it is still to be written down."""
         before = self._record.disks.get(disk.volume.uuid)
         if before is not None:
             end_scripts(before)
@@ -274,16 +318,15 @@ class Journal:
         if before is not None and operation not in (Operation.PLUG, Operation.START):
             # The disk is there: its options are those that it was given then.
             record = replace(before, intent=before.intent if operation in _STAYING else intent, unfinished=work)
-        with self.folder.comparing():
-            if exclusive and (users := users_of(disk, read_records(self.folder), but=self.name)):
-                raise PlugError(
-                    f"the volume {record.words} is a disk of VM {users[0]} on this host",
-                    hint="unplug it there first; hvext audit shows what each VM has",
-                )
-            kept = self.kept_secrets(record)
-            self._keep_secrets(disk, record)
-            self.write(self.seen().with_disk(record))
-        return Entry(self, disk.volume.uuid, before, kept)
+        users = users_of(disk, records, but=self.name)
+        if exclusive and users:
+            raise PlugError(
+                f"the volume {record.words} is a disk of VM {users[0]} on this host",
+                hint="unplug it there first; hvext audit shows what each VM has",
+            )
+        kept = self.kept_secrets(record)
+        self._keep_secrets(disk, record)
+        return Entry(self, record, before, kept, shared=bool(users))
 
     def _keep_secrets(self, disk: Disk, record: DiskRecord) -> None:
         values = {name: disk.volume.parameters[name] for name in record.withheld if name in disk.volume.parameters}
@@ -315,23 +358,44 @@ class Journal:
 
 
 class Entry:
-    """What stands in the journal about one operation on one disk; ``before`` is what stood there before it."""
+    """What stands in the journal about one operation on one disk.
+
+    ``record`` is what it began with, ``before`` what stood there before it; ``shared`` says whether other VMs of this
+    host had the volume as well when it began.
+    """
 
     def __init__(
-        self, journal: Journal, uuid: uuid_module.UUID, before: DiskRecord | None, kept: Mapping[str, str]
+        self,
+        journal: Journal,
+        record: DiskRecord,
+        before: DiskRecord | None,
+        kept: Mapping[str, str],
+        *,
+        shared: bool = False,
     ) -> None:
+        self.record = record
         self.before = before
+        self.shared = shared
         self._kept = kept
         self._journal = journal
-        self._uuid = uuid
+        self._uuid = record.disk.volume.uuid
         self._n_steps = 0
+
+    @property
+    def uuid(self) -> uuid_module.UUID:
+        """The disk's."""
+        return self._uuid
+
+    def note(self, step: str) -> None:
+        """Write down that a step is about to be done. Raises JournalError."""
+        self._journal.note(self._uuid, step=step, script=None)
+        self._n_steps += 1
 
     def reporter(self, report: Report = silent) -> Report:
         """Return what writes each step down before ``report`` hears of it and it is done."""
 
         def step(name: str) -> None:
-            self._journal.note(self._uuid, step=name, script=None)
-            self._n_steps += 1
+            self.note(name)
             report(name)
 
         return step
@@ -352,17 +416,19 @@ class Entry:
             ended = replace(known, intent=intent, unfinished=waiting, **values)
             self._journal.write(self._journal.record.with_disk(ended))
         except JournalError as error:
-            words = f"it is done, but its end could not be written down: {error.message}"
-            hint = "hvext recover writes it down once there is room"
-            raise OperationFailed(words, step="write the journal", left=["the journal"], hint=hint) from error
+            raise _not_ended(error) from error
+
+    def keep_again(self) -> None:
+        """Keep the secret parameters that the disk had before."""
+        if self._kept:
+            self._journal.keep_secrets(self._uuid, self._kept)
 
     def revert(self) -> None:
         """Write down that nothing of the operation is left. Raises JournalError."""
         if self.before is None:
             self._journal.forget(self._uuid)
         else:
-            if self._kept:
-                self._journal.keep_secrets(self._uuid, self._kept)
+            self.keep_again()
             self._journal.write(self._journal.record.with_disk(self.before))
 
     @contextlib.contextmanager
@@ -374,28 +440,14 @@ class Entry:
         """
         try:
             yield self
-        except (HvextError, asyncio.CancelledError, KeyboardInterrupt) as error:
+        except BaseException as error:
+            if not isinstance(error, HvextError) and not is_interrupt(error):
+                raise
             left = isinstance(error, OperationFailed) and bool(error.left)
             refused = isinstance(error, HvextError) and not may_have_done(error.__cause__ or error)
             if not left and not (one_way and self._n_steps and (self._n_steps > 1 or not refused)):
                 _quietly(self.revert)
             raise
-
-
-def runs(record: VmRecord) -> bool:
-    """Return whether a VM's QEMU runs, as far as is known: one that was seen over TCP only may."""
-    return is_alive(record.process) or (record.process is None and bool(record.monitors))
-
-
-def owners_of(disks: Sequence[Disk], records: Mapping[str, VmRecord], *, name: str | None = None) -> list[str]:
-    """Return the VMs whose QEMU does not run and that have one of ``disks``: all, or the one called ``name``."""
-    return [
-        record.name
-        for record in records.values()
-        if (name is None or record.name == name)
-        and not runs(record)
-        and any(disk.volume.uuid in record.disks for disk in disks)
-    ]
 
 
 def forget_ended(disks: Sequence[Disk], folder: JournalFolder, *, name: str | None = None) -> None:
@@ -407,26 +459,23 @@ def forget_ended(disks: Sequence[Disk], folder: JournalFolder, *, name: str | No
                 journal.forget(disk.volume.uuid)
 
 
-def waits(operation: Operation, step: str, **details: Any) -> Unfinished:
-    """Return what stands in the journal while an operation waits for somebody to go on with it."""
-    return Unfinished(operation=operation, since=time.time(), step=step, details=details)
+def _not_ended(error: JournalError) -> OperationFailed:
+    words = f"it is done, but its end could not be written down: {error.message}"
+    hint = "hvext recover writes it down once there is room"
+    return OperationFailed(words, step="write the journal", left=["the journal"], hint=hint)
+
+
+def _but(
+    disks: Mapping[uuid_module.UUID, DiskRecord], gone: Sequence[uuid_module.UUID]
+) -> dict[uuid_module.UUID, DiskRecord]:
+    without = set(gone)
+    return {uuid: record for uuid, record in disks.items() if uuid not in without}
 
 
 def _quietly(write: Callable[[], None]) -> None:
     """Write what can be written: the error under way is the one to hear of, and ``recover`` looks for itself."""
     with contextlib.suppress(HvextError):
         write()
-
-
-def end_scripts(record: DiskRecord) -> None:
-    """End the scripts that a process which is gone had started for a disk: as Ctrl-C would have."""
-    work = record.unfinished
-    if work is None or is_alive(work.by):
-        return
-    noted = {work.script.pid} if work.script is not None and is_alive(work.script) else set()
-    # One that was started a moment before its process was killed is not written down yet.
-    for pid in noted | set(scripts_of(record.disk.volume.uuid)):
-        end_group(pid)
 
 
 def _kept_name(uuid: uuid_module.UUID) -> str:

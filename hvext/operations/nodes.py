@@ -23,7 +23,7 @@ SETTLE_S = 3.0
 ANSWER_S = 3.0
 _POLL_S = 0.02
 #: What QEMU says when there is nothing to remove.
-_IN_USE = ("in use", "is busy")
+_IN_USE = ("in use", "is busy", "not owned by the monitor")
 _GONE = ("Failed to find node with node-name", "not found", "Cannot find device")
 
 
@@ -140,6 +140,8 @@ async def remove_remains(monitor: Monitor, disk: RunningDisk) -> tuple[str, ...]
 
 async def _once_free(delete: Callable[[], Awaitable[None]], deadline: float) -> None:
     """Delete something that may be in use until ``deadline``."""
+    # Most often it is free a moment later.
+    pause_s = _POLL_S / 16
     while True:
         try:
             return await delete()
@@ -147,4 +149,5 @@ async def _once_free(delete: Callable[[], Awaitable[None]], deadline: float) -> 
             in_use = any(words in error.description for words in _IN_USE)
             if not in_use or asyncio.get_running_loop().time() >= deadline:
                 raise
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, _POLL_S)

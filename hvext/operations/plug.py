@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,9 +13,18 @@ from hvext.core.disk import Disk
 from hvext.core.options import DeviceModel, DiskOptions
 from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.running import RunningDisk
-from hvext.core.topology import place_disk
+from hvext.core.topology import Topology, place_disk
 from hvext.core.uri import FileLocation, Location, Opened, masked
-from hvext.errors import CommandRefused, CommandTimeout, HvextError, InputError, MonitorError, PlugError, QemuError
+from hvext.errors import (
+    CommandRefused,
+    CommandTimeout,
+    HvextError,
+    InputError,
+    MonitorError,
+    OperationFailed,
+    PlugError,
+    QemuError,
+)
 from hvext.host.private import private_folder
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
@@ -23,6 +33,7 @@ from hvext.operations import attachments
 from hvext.operations.attachments import Attached, Obstacle
 from hvext.operations.capabilities import query_capabilities
 from hvext.operations.inspect import (
+    glance,
     has_device,
     has_node,
     has_object,
@@ -47,6 +58,8 @@ from hvext.operations.steps import Report, Step, carry_out, silent
 from hvext.operations.threads import in_thread
 from hvext.operations.unplug import remove_device
 
+#: The phases of a plug, in order.
+CLEAN, ATTACH, OBJECTS, OPEN, NODES, DEVICE = PHASES = ("clean", "attach", "objects", "open", "nodes", "device")
 _ALREADY = "the guest has this disk already; options and access of this call were not applied"
 
 
@@ -83,32 +96,59 @@ async def plug(
     *,
     exclusive: bool = True,
     shared: bool = False,
+    known: bool = True,
     report: Report = silent,
 ) -> Plugged:
     """Attach a disk's volume and plug it into the guest.
 
     ``exclusive`` is what the volume is opened with: False on the target of a migration. A volume that is ``shared``
     with other guests of this host stays attached whatever happens. A disk with a second candidate gets the error
-    policy ``stop``, unless its options say otherwise.
+    policy ``stop``, unless its options say otherwise. What an earlier plug left is looked for (and removed) when the
+    disk is ``known``: when anything is written down about it.
 
     The candidates of the access choice are tried in order; the result's reason says why an earlier one was passed
     over. Whatever fails, everything is as before afterwards. Repeating it for a disk that is plugged changes nothing
     and says so. Raises OperationFailed, or PlugError, InputError, ProviderNotFound and ProviderInvalid before anything
     was done.
     """
-    running = await running_disk(monitor, disk.names)
+    running = await (running_disk if known else glance)(monitor, disk.names)
     if running.device is not None:
-        return _already(running)
+        return already(running)
     host.find(disk.provider)
-    await _placed(monitor, disk)
-    capabilities = await query_capabilities(monitor)
-    obstacle = openable(capabilities, disk.names, disk.options, shared_memory=await memory_is_shared(monitor))
-    work = _Plug(monitor, host, disk, running, capabilities, obstacle, exclusive=exclusive, shared=shared)
-    await carry_out(f"plug {disk.provider}/{disk.volume.name}", work.steps(), report=report)
+    placed = await Places(monitor).take(disk)
+    guest = await Guest.ask(monitor)
+    work = PlugWork(guest, host, placed, disk, running, exclusive=exclusive, shared=shared)
+    try:
+        await carry_out(work.operation, work.steps(), report=report)
+    except OperationFailed as error:
+        # What nobody wrote down may be there all the same.
+        if known or error.left or _about_storage(error.message):
+            raise
+        return await plug(monitor, host, disk, exclusive=exclusive, shared=shared, report=report)
     return work.result()
 
 
-def _already(running: RunningDisk) -> Plugged:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """What every plug has to know of a guest."""
+
+    monitor: Monitor
+    capabilities: Capabilities
+    shared_memory: bool
+
+    @classmethod
+    async def ask(cls, monitor: Monitor) -> Guest:
+        """Ask QEMU."""
+        capabilities, shared_memory = await asyncio.gather(query_capabilities(monitor), memory_is_shared(monitor))
+        return cls(monitor=monitor, capabilities=capabilities, shared_memory=shared_memory)
+
+    def obstacle(self, disk: Disk) -> Obstacle:
+        """Return what finds out why a disk cannot be opened at a location."""
+        return openable(self.capabilities, disk.names, disk.options, shared_memory=self.shared_memory)
+
+
+def already(running: RunningDisk) -> Plugged:
+    """Return the result for a disk that the guest has; raises PlugError for a device that is not the disk's."""
     if running.behind_vhost_user:
         return Plugged(
             changed=False,
@@ -134,42 +174,64 @@ def _already(running: RunningDisk) -> Plugged:
     )
 
 
-async def _placed(monitor: Monitor, disk: Disk) -> Disk:
-    """Return the disk with its place in the guest chosen; raises PlugError, InputError."""
-    options = disk.options
-    scsi = options.device is DeviceModel.SCSI_HD
-    if scsi and options.iothread == "auto":
-        raise InputError(
-            "a scsi-hd runs in the iothread of its controller: iothread=auto is not possible for hot-plug",
-            hint="name the iothread that a controller of the guest has, or leave it out",
-        )
-    if options.iothread not in (None, "auto") and options.iothread not in await iothreads(monitor):
-        raise PlugError(f"the guest has no iothread {options.iothread!r}", hint="iothread=auto makes one for the disk")
-    placement = place_disk(options, await topology(monitor), options.iothread if scsi else None)
-    return replace(disk, options=replace(options, placement=placement))
+class Places:
+    """The places in a guest, as QEMU told them once; each is given to one disk."""
+
+    def __init__(self, monitor: Monitor, *, afresh: bool = False) -> None:
+        self._monitor = monitor
+        self._afresh = afresh
+        self._topologies: dict[DeviceModel, Topology] = {}
+        self._iothreads: set[str] | None = None
+
+    async def take(self, disk: Disk) -> Disk:
+        """Return the disk with its place in the guest chosen; raises PlugError, InputError."""
+        options = disk.options
+        scsi = options.device is DeviceModel.SCSI_HD
+        if scsi and options.iothread == "auto":
+            raise InputError(
+                "a scsi-hd runs in the iothread of its controller: iothread=auto is not possible for hot-plug",
+                hint="name the iothread that a controller of the guest has, or leave it out",
+            )
+        if options.iothread not in (None, "auto"):
+            await self._check_iothread(str(options.iothread))
+        model = options.device
+        if model not in self._topologies:
+            self._topologies[model] = await topology(self._monitor, model, afresh=self._afresh)
+        place = place_disk(options, self._topologies[model], options.iothread if scsi else None)
+        self._topologies[model] = self._topologies[model].without(place)
+        return replace(disk, options=replace(options, placement=place))
+
+    async def _check_iothread(self, name: str) -> None:
+        if self._iothreads is None:
+            self._iothreads = await iothreads(self._monitor)
+        if name not in self._iothreads:
+            raise PlugError(f"the guest has no iothread {name!r}", hint="iothread=auto makes one for the disk")
 
 
-class _Plug:
-    """One plug in progress: what the steps hand to each other."""
+class PlugWork:
+    """One plug in progress, of a disk whose place was chosen: what the steps hand to each other.
+
+    ``wished`` is the disk as it was asked for, without the chosen place.
+    """
 
     def __init__(
         self,
-        monitor: Monitor,
+        guest: Guest,
         host: ProviderHost,
         disk: Disk,
+        wished: Disk,
         remains: RunningDisk,
-        capabilities: Capabilities,
-        obstacle: Obstacle,
         *,
         exclusive: bool,
         shared: bool,
     ) -> None:
-        self._monitor = monitor
+        self._monitor = guest.monitor
         self._host = host
         self._disk = disk
+        self._wished = wished
         self._remains = remains
-        self._capabilities = capabilities
-        self._obstacle = obstacle
+        self._capabilities = guest.capabilities
+        self._obstacle = guest.obstacle(disk)
         self._exclusive = exclusive
         self._shared = shared
         self._attached: Attached | None = None
@@ -177,12 +239,18 @@ class _Plug:
         self._plan: DiskPlan | None = None
         self._passed_over: list[str] = []
 
+    @property
+    def operation(self) -> str:
+        """What is done, for people."""
+        return f"plug {self._disk.provider}/{self._disk.volume.name}"
+
     def steps(self) -> Sequence[Step]:
+        """Return the steps, with their ``PHASES``."""
         disk, monitor = self._disk, self._monitor
         names = disk.names
         # The names of all parts are the same wherever the storage is; what they are is known once it is open.
         shape = plan_disk(names, FileLocation(path="/", opened=Opened.FILE), disk.options)
-        clean = Step(name="remove what an earlier plug left", do=self._clean)
+        clean = Step(name="remove what an earlier plug left", do=self._clean, phase=CLEAN)
         return [
             *([clean] if self._remains.has_remains else []),
             Step(
@@ -190,15 +258,17 @@ class _Plug:
                 do=self._attach,
                 undo=None if self._shared else self._detach,
                 carries_later=True,
+                phase=ATTACH,
             ),
             *(_object_step(monitor, item) for item in shape.objects),
-            Step(name="open the storage", do=self._open, undo=self._close),
+            Step(name="open the storage", do=self._open, undo=self._close, phase=OPEN),
             *(self._node_step(index, node) for index, node in enumerate(shape.nodes) if index > 0),
             Step(
                 name=f"plug device {names.device}",
                 do=self._plug_device,
                 undo=lambda: remove_device(monitor, names.device),
                 happened=lambda: has_device(monitor, names.device),
+                phase=DEVICE,
             ),
         ]
 
@@ -215,6 +285,7 @@ class _Plug:
             do=add,
             undo=lambda: delete_node(self._monitor, name),
             happened=lambda: has_node(self._monitor, name),
+            phase=NODES,
         )
 
     @property
@@ -229,9 +300,30 @@ class _Plug:
         return plan_disk(self._disk.names, location, options, folder=private_folder())
 
     async def _plug_device(self) -> None:
-        """Look for the place again: attaching took its time, and others may have plugged meanwhile."""
-        placed = await _placed(self._monitor, self._disk)
-        plan = self._plan_at(self._opened.location, placed.options)
+        """Plug at the chosen place; others may have plugged there meanwhile, and then it is another.
+
+        Of two disks at one SCSI address QEMU refuses the second. A root port takes a second device without a word.
+        """
+        if self._disk.options.device is not DeviceModel.SCSI_HD:
+            self._disk = await self._still_free()
+        try:
+            await self._add_device(self._disk)
+        except CommandRefused:
+            placed = await Places(self._monitor, afresh=True).take(self._wished)
+            if placed.options.placement == self._disk.options.placement:
+                raise
+            self._disk = placed
+            await self._add_device(placed)
+
+    async def _still_free(self) -> Disk:
+        """Return the disk at its chosen place when that is free yet, or else at another."""
+        try:
+            return await Places(self._monitor).take(self._disk)
+        except PlugError:
+            return await Places(self._monitor).take(self._wished)
+
+    async def _add_device(self, disk: Disk) -> None:
+        plan = self._plan_at(self._opened.location, disk.options)
         self._capabilities.check_device(plan.device)
         await self._monitor.execute("device_add", plan.device)
 
@@ -332,4 +424,5 @@ def _object_step(monitor: Monitor, item: dict[str, object]) -> Step:
         do=lambda: monitor.execute("object-add", item),
         undo=lambda: delete_object(monitor, item["id"]),
         happened=lambda: has_object(monitor, item["id"]),
+        phase=OBJECTS,
     )

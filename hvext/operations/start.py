@@ -23,11 +23,11 @@ from hvext.host.journal import JournalFolder
 from hvext.host.private import private_folder, write_private
 from hvext.host.proc import is_alive
 from hvext.host.provider import ProviderHost
-from hvext.operations import attachments, handover
+from hvext.operations import attachments
 from hvext.operations.attachments import Attached
 from hvext.operations.journal import Journal, forget_ended, owners_of, read_records, users_of, waits
 from hvext.operations.openable import check_plan, openable
-from hvext.operations.steps import Report, silent
+from hvext.operations.outcome import Report, silent
 
 #: Buses on which QEMU finds a free slot by itself.
 _ROOT_BUSES = ("pci.0", "pcie.0")
@@ -306,7 +306,12 @@ def stop_disks(
         if (users := [user for user in users_of(disk, records, but="") if user not in owners])
     }
     free = [disk for disk in disks if disk.names not in kept]
-    left = handover.close_all(host, free) if close else []
+    left: list[str] = []
+    if close:
+        # Only at the end of a migration; a start would load all of it.
+        from hvext.operations.handover import close_all
+
+        left = close_all(host, free)
     left += attachments.detach_all(host, free)
     failed = [disk for disk in disks if any(words.startswith(f"{_words(disk)}:") for words in left)]
     forget_ended([disk for disk in disks if disk not in failed], folder, name=name)

@@ -8,10 +8,13 @@ undone as well. So every ``undo`` must succeed when there is nothing to undo.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hvext.errors import CommandTimeout, HvextError, MonitorError, OperationFailed, ScriptFailed, ScriptTimeout
+from hvext.errors import CommandTimeout, HvextError, OperationFailed
+from hvext.operations.outcome import Report as Report
+from hvext.operations.outcome import may_have_done as may_have_done
+from hvext.operations.outcome import silent as silent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +22,8 @@ class Step:
     """One step: ``name`` says in words what ``do`` does; ``undo`` takes it back (None: there is nothing to undo).
 
     ``carries_later`` says that later steps stand on this one: it is undone only when all of them could be.
-    ``happened`` asks QEMU whether the step was done, for when its answer did not come in time.
+    ``happened`` asks QEMU whether the step was done, for when its answer did not come in time. Steps of one ``phase``
+    stand together in a list, and are done at the same time as those of other lists by ``carry_out_all``.
     """
 
     name: str
@@ -27,14 +31,7 @@ class Step:
     undo: Callable[[], Awaitable[object]] | None = None
     carries_later: bool = False
     happened: Callable[[], Awaitable[bool]] | None = None
-
-
-#: Called with a step's name when it begins.
-Report = Callable[[str], None]
-
-
-def silent(_name: str) -> None:
-    """Report nothing."""
+    phase: str = ""
 
 
 async def carry_out(operation: str, steps: Sequence[Step], *, report: Report = silent) -> None:
@@ -62,6 +59,99 @@ async def carry_out(operation: str, steps: Sequence[Step], *, report: Report = s
         done.append(step)
 
 
+#: How many jobs are at work at the same time: some of their steps start processes.
+_SIDE_BY_SIDE = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One of several operations that are carried out side by side; its steps have phases."""
+
+    operation: str
+    steps: Sequence[Step]
+
+
+#: Called when a phase begins, with the names of the steps of each job that has a part in it, by its place in the list.
+ReportPhase = Callable[[str, Mapping[int, str]], None]
+
+
+async def carry_out_all(
+    jobs: Sequence[Job], phases: Sequence[str], *, report: ReportPhase
+) -> list[OperationFailed | None]:
+    """Do the steps of several jobs side by side, one phase after the other; return what each failed with.
+
+    A job that fails is undone, and the others go on. When ``report`` fails (nothing may be done that is not written
+    down), all jobs that have a part in the phase fail. An interrupt is passed on after all jobs were undone; what could
+    not be undone then is in an OperationFailed instead.
+    """
+    room = asyncio.Semaphore(_SIDE_BY_SIDE)
+    running = {number: _Running(job, room) for number, job in enumerate(jobs)}
+    try:
+        for phase in phases:
+            there = {
+                number: (each, steps)
+                for number, each in running.items()
+                if each.failure is None and (steps := [step for step in each.job.steps if step.phase == phase])
+            }
+            if not there:
+                continue
+            try:
+                report(phase, {number: ", ".join(step.name for step in steps) for number, (_, steps) in there.items()})
+            except HvextError as error:
+                for each, steps in there.values():
+                    await each.fail(steps[0], error)
+                continue
+            async with asyncio.TaskGroup() as group:
+                for each, steps in there.values():
+                    group.create_task(each.do(steps))
+    except BaseException as reason:
+        left = [words for each in await asyncio.gather(*(each.undo() for each in running.values())) for words in each]
+        if left and isinstance(reason, asyncio.CancelledError):
+            words = f"interrupted; NOT undone: {', '.join(left)}"
+            raise OperationFailed(words, step="interrupted", left=left) from reason
+        raise
+    return [each.failure for each in running.values()]
+
+
+class _Running:
+    """A job under way: the steps that were done, or may have been."""
+
+    def __init__(self, job: Job, room: asyncio.Semaphore) -> None:
+        self.job = job
+        self.failure: OperationFailed | None = None
+        self._done: list[Step] = []
+        self._room = room
+
+    async def do(self, steps: Sequence[Step]) -> None:
+        async with self._room:
+            await self._do(steps)
+
+    async def _do(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            # An interrupt leaves it as one that may have been done.
+            self._done.append(step)
+            try:
+                await _do(step)
+            except HvextError as error:
+                if not may_have_done(error):
+                    self._done.pop()
+                await self.fail(step, error)
+                return
+
+    async def fail(self, step: Step, error: HvextError) -> None:
+        done, self._done = self._done, []
+        undone, left = await _undo_all(done)
+        self.failure = _failure(self.job.operation, step, error, undone, left)
+        self.failure.__cause__ = error
+
+    async def undo(self) -> list[str]:
+        """Undo what was done; return what could not be undone."""
+        if self.failure is not None:
+            return list(self.failure.left)
+        done, self._done = self._done, []
+        return (await _undo_all(done))[1]
+
+
 async def tidy_up(operation: str, step: Step, *, leaves: Sequence[str], report: Report = silent) -> None:
     """Do the last step of an operation that is done already: when it fails, nothing is taken back.
 
@@ -81,12 +171,6 @@ async def _do(step: Step) -> None:
     except CommandTimeout:
         if step.happened is None or not await step.happened():
             raise
-
-
-def may_have_done(error: BaseException) -> bool:
-    """Return whether the step that raised this may have done something."""
-    killed = isinstance(error, ScriptFailed) and error.status < 0
-    return killed or isinstance(error, CommandTimeout | MonitorError | ScriptTimeout)
 
 
 async def _undo_all(steps: Sequence[Step]) -> tuple[list[str], list[str]]:

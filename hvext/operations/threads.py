@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from hvext.errors import HvextError
 from hvext.host.process import Cancel
 
 _T = TypeVar("_T")
+#: The threads wait for scripts. asyncio's own pool has a few for each processor: sixteen slow scripts would take turns.
+_pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="hvext")
 
 
 async def in_thread(work: Callable[[Cancel], _T]) -> _T:
@@ -20,7 +23,7 @@ async def in_thread(work: Callable[[Cancel], _T]) -> _T:
     the operation.
     """
     cancel = Cancel()
-    task = asyncio.ensure_future(asyncio.to_thread(work, cancel))
+    task = asyncio.get_running_loop().run_in_executor(_pool, work, cancel)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

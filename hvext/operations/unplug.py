@@ -96,8 +96,6 @@ async def unplug(
         state = await _requested(monitor, device, timeout_s, report)
     if state in (UnplugState.PENDING, UnplugState.REJECTED):
         return Unplugged(state=state, device=device)
-    # Nodes made by -drive went with the device: look again.
-    running = await running_disk(monitor, names)
     removed: tuple[str, ...] = ()
 
     async def remove() -> None:
@@ -105,6 +103,7 @@ async def unplug(
         removed = await remove_remains(monitor, running)
 
     if running.has_remains:
+        # Nodes made by -drive went with the device: they are no error.
         steps = [Step(name="remove its block nodes and objects", do=remove)]
         await carry_out(f"unplug {device}", steps, report=report)
         state = UnplugState.UNPLUGGED

@@ -19,13 +19,14 @@ from hvext.host.files import opened_as
 from hvext.host.journal import JournalFolder
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S, DEFAULT_TIMEOUT_S, Monitor, connect
-from hvext.operations import attachments, failover
+from hvext.operations import attachments, batch, failover
 from hvext.operations import fence as fencing
 from hvext.operations import plug as plugging
 from hvext.operations import repoint as repointing
 from hvext.operations import resize as resizing
 from hvext.operations import unplug as unplugging
 from hvext.operations.attachments import Attached, Obstacle, nothing_in_the_way
+from hvext.operations.batch import PlugOutcome
 from hvext.operations.failover import FailedOver
 from hvext.operations.fence import FrozenDisk
 from hvext.operations.identify import journal_of
@@ -34,6 +35,7 @@ from hvext.operations.journal import Entry, Journal, read_records, users_of
 from hvext.operations.plug import Plugged
 from hvext.operations.repoint import Repointed
 from hvext.operations.resize import Resized
+from hvext.operations.start import check_disks
 from hvext.operations.steps import Report, silent
 from hvext.operations.threads import in_thread
 from hvext.operations.unplug import Unplugged, UnplugState
@@ -162,7 +164,7 @@ class AsyncVm:
 
     def _shared(self, disk: Disk) -> bool:
         """Whether other VMs of this host have the volume as well."""
-        return bool(users_of(disk, read_records(self._journal.folder), but=self._journal.name))
+        return bool(users_of(disk, read_records(self._journal.folder, but=self._journal.name), but=self._journal.name))
 
     async def disks(self) -> dict[uuid_module.UUID, RunningDisk]:
         """Return hvext's disks of the guest by uuid, whole or in pieces."""
@@ -209,7 +211,13 @@ class AsyncVm:
             if before is not None and before.intent is Intent.ABSENT:
                 await self._check_not_pending(disk)
             result = await plugging.plug(
-                self._monitor, work.host, disk, exclusive=exclusive, shared=self._shared(disk), report=work.report
+                self._monitor,
+                work.host,
+                disk,
+                exclusive=exclusive,
+                shared=work.entries[0].shared,
+                known=before is not None,
+                report=work.report,
             )
             if not result.changed and before is not None and before.unfinished is None:
                 work.entries[0].revert()
@@ -219,10 +227,56 @@ class AsyncVm:
 
     async def _check_not_pending(self, disk: Disk) -> None:
         if (await running_disk(self._monitor, disk.names)).device is not None:
-            raise PlugError(
-                f"an unplug of disk {disk.names.uuid} is pending: the guest has not let it go yet",
-                hint="repeat hvext unplug until it is done, then plug the disk",
-            )
+            raise _pending(disk)
+
+    async def plug_all(self, disks: Sequence[Disk], *, exclusive: bool = True) -> tuple[PlugOutcome, ...]:
+        """Attach the volumes of several disks side by side, and plug them; return what became of each, in their order.
+
+        Those that fail are undone, those that are plugged stay. Each is written down as an operation of its own. Raises
+        InputError, before anything is done, when two of them are the same disk or want the same place; OperationFailed
+        when the end could not be written down.
+        """
+        check_disks(disks)
+        async with self.staying():
+            entries = self._journal.begin_all(Operation.PLUG, disks, intent=Intent.PRESENT, exclusive=exclusive)
+            try:
+                outcomes = await self._plugged(disks, entries, exclusive=exclusive)
+            except (HvextError, asyncio.CancelledError, KeyboardInterrupt) as error:
+                # What is left stays written down, for recover.
+                if not getattr(error, "left", ()):
+                    self._journal.settle([], [entry for entry in entries if isinstance(entry, Entry)])
+                raise
+            _settle(self._journal, entries, outcomes)
+            return outcomes
+
+    async def _plugged(
+        self, disks: Sequence[Disk], entries: Sequence[Entry | PlugError], *, exclusive: bool
+    ) -> tuple[PlugOutcome, ...]:
+        known = dict(zip((disk.volume.uuid for disk in disks), entries, strict=True))
+
+        def refused(disk: Disk, running: RunningDisk | None) -> HvextError | None:
+            entry = known[disk.volume.uuid]
+            if not isinstance(entry, Entry):
+                return entry
+            leaving = entry.before is not None and entry.before.intent is Intent.ABSENT
+            return _pending(disk) if leaving and running is not None and running.device is not None else None
+
+        def shared(disk: Disk) -> bool:
+            entry = known[disk.volume.uuid]
+            return isinstance(entry, Entry) and entry.shared
+
+        def report(phase: str, steps: Mapping[int, str]) -> None:
+            with self._journal.at_once():
+                for number, words in steps.items():
+                    entry = entries[number]
+                    if isinstance(entry, Entry):
+                        entry.note(words)
+            self._report(f"{phase} ({len(steps)})")
+
+        host = self._journal.host(self._host)
+        return await batch.plug_all(
+            self._monitor, host, disks, exclusive=exclusive, shared=shared, refused=refused, report=report
+        )
 
     async def unplug(self, disk: Disk, *, timeout_s: float = unplugging.DEFAULT_TIMEOUT_S) -> Unplugged:
         """Unplug a disk and detach its volume; a PENDING result is finished by a later call, or by ``hvext watch``."""
@@ -329,6 +383,26 @@ class AsyncVm:
             return result
 
 
+def _pending(disk: Disk) -> PlugError:
+    return PlugError(
+        f"an unplug of disk {disk.names.uuid} is pending: the guest has not let it go yet",
+        hint="repeat hvext unplug until it is done, then plug the disk",
+    )
+
+
+def _settle(journal: Journal, entries: Sequence[Entry | PlugError], outcomes: Sequence[PlugOutcome]) -> None:
+    """Write down how a plug of several disks ended."""
+    ended: list[Entry] = []
+    reverted: list[Entry] = []
+    for entry, outcome in zip(entries, outcomes, strict=True):
+        if not isinstance(entry, Entry) or outcome.left:
+            continue
+        done = outcome.plugged
+        stayed = done is not None and not done.changed and entry.before is not None and entry.before.unfinished is None
+        (reverted if done is None or stayed else ended).append(entry)
+    journal.settle(ended, reverted)
+
+
 def _end_unplug(work: Work, result: Unplugged, *, keep: bool) -> None:
     if result.finished:
         work.end(None)
@@ -378,6 +452,10 @@ class Vm:
     def plug(self, disk: Disk, *, exclusive: bool = True) -> Plugged:
         """See ``AsyncVm.plug``."""
         return self._run(self._vm.plug(disk, exclusive=exclusive))
+
+    def plug_all(self, disks: Sequence[Disk], *, exclusive: bool = True) -> tuple[PlugOutcome, ...]:
+        """See ``AsyncVm.plug_all``."""
+        return self._run(self._vm.plug_all(disks, exclusive=exclusive))
 
     def unplug(self, disk: Disk, *, timeout_s: float = unplugging.DEFAULT_TIMEOUT_S) -> Unplugged:
         """See ``AsyncVm.unplug``."""

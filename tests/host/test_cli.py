@@ -111,6 +111,44 @@ print("loaded:", sorted(heavy & set(sys.modules)))
     assert len(out.splitlines()) > 1
 
 
+#: What runs programs, and what knows of running guests: neither is needed to read an answer.
+_OF_PROGRAMS = {
+    "subprocess",
+    "tempfile",
+    "concurrent.futures",
+    "logging",
+    "datetime",
+    "threading",
+    "hvext.host.process",
+}
+_OF_GUESTS = {"asyncio", "qemu", "socket", "hvext.operations.steps", "hvext.host.qmp", "hvext.host.machine"}
+
+
+def loaded(*words: str, **environment: str) -> set[str]:
+    """The modules that a command has loaded when it is done."""
+    program = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+    program += "from hvext.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=ROOT, check=True, capture_output=True, text=True, env=os.environ | environment,
+    )  # fmt: skip
+    return set(done.stderr.split())
+
+
+def test_what_layers_call_again_and_again_loads_only_what_it_needs(tmp_path: Path) -> None:
+    answer = tmp_path / "answer"
+    answer.write_text(RBD_AND_PATH)
+    explained = loaded("explain", "--offline", str(answer))
+    assert "hvext.core.plan" in explained
+    assert not (_OF_PROGRAMS | _OF_GUESTS | {"hvext.host.provider", "hvext.core.record"}) & explained
+    write_provider(tmp_path / "providers", "files", {"attach": "echo; echo kvm:file:/dev/null"})
+    state = {"HVEXT_STATE_DIR": str(tmp_path / "state"), "HVEXT_RUNTIME_DIR": str(tmp_path / "run")}
+    words = ("--search-path", str(tmp_path / "providers"), "--log-dir", "none", "--disk", "provider=files,volume=v")
+    started = loaded("args", "--format", "xml", *words, **state)
+    assert "hvext.core.record" in started
+    assert not (_OF_GUESTS | {"hvext.core.migration", "hvext.operations.capabilities"}) & started
+
+
 def test_importing_the_library_loads_nothing_of_weight() -> None:
     program = "import sys, hvext; print({'asyncio', 'qemu', 'subprocess', 'hvext.core'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True).stdout

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hvext.core.disk import Disk
+from hvext.core.record import Intent, Operation
 from hvext.errors import JournalError
 from hvext.host.journal import JournalFolder
 from hvext.host.proc import is_alive, process_id, this_process
+from hvext.operations.journal import Journal, read_records
 from tests.conftest import need
 from tests.host.oracle import absent, short_folder
 
@@ -152,3 +157,83 @@ def test_a_process_is_not_taken_for_another_with_its_number() -> None:
 
     assert not is_alive(replace(mine, ticks=mine.ticks - 1))
     assert not is_alive(None)
+
+
+def disk(name: str) -> Disk:
+    return Disk.from_mapping({"provider": "p", "volume": name})
+
+
+class Syncs:
+    """Counts how often a file is waited for; nothing else tells it apart from a write that only outlives a process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        for name in ("fsync", "fdatasync"):
+            monkeypatch.setattr(os, name, self._counting(getattr(os, name)))
+
+    def _counting(self, plain: Callable[[int], None]) -> Callable[[int], None]:
+        def sync(descriptor: int) -> None:
+            self.count += 1
+            plain(descriptor)
+
+        return sync
+
+    def since(self) -> int:
+        before, self.count = self.count, 0
+        return before
+
+
+def test_only_what_has_to_outlive_the_host_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVEXT_RUNTIME_DIR", str(tmp_path / "run"))
+    folder = JournalFolder(tmp_path / "state")
+    syncs = Syncs(monkeypatch)
+    journal = Journal(folder, "vm", monitor="/qmp", process=this_process())
+    with journal.locked_now():
+        journal.begin(Operation.PLUG, disk("a"), intent=Intent.PRESENT).end()
+    assert syncs.since() > 0
+    # A volume more is attached for the VM: the host has to know it after its power came back.
+    with journal.locked_now():
+        entry = journal.begin(Operation.PLUG, disk("b"), intent=Intent.PRESENT)
+        assert syncs.since() == 1
+        entry.reporter()("a step")
+        entry.end()
+        assert syncs.since() == 0
+    # How far a move is, matters to the process alone.
+    with journal.locked_now():
+        entry = journal.begin(Operation.REPOINT, disk("b"), intent=Intent.PRESENT)
+        for step in ("open it", "compare the sizes", "switch over"):
+            entry.reporter()(step)
+            known = read_records(folder)["vm"].disks[disk("b").volume.uuid].unfinished
+            assert known is not None
+            assert known.step == step
+        entry.end()
+        assert syncs.since() == 0
+    with journal.locked_now():
+        journal.forget(disk("b").volume.uuid)
+    assert syncs.since() == 1
+
+
+def test_a_record_stays_short_however_much_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVEXT_RUNTIME_DIR", str(tmp_path / "run"))
+    folder = JournalFolder(tmp_path / "state")
+    with Journal(folder, "vm", monitor="/qmp", process=this_process()).locked_now() as journal:
+        journal.begin(Operation.PLUG, disk("a"), intent=Intent.PRESENT).end()
+        for _move in range(300):
+            entry = journal.begin(Operation.REPOINT, disk("a"), intent=Intent.PRESENT)
+            entry.reporter()("switch over")
+            entry.end()
+        assert read_records(folder)["vm"] == journal.record
+        assert len(folder.load("vm") or "") < 64 * 1024
+
+
+def test_what_a_killed_writer_tore_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVEXT_RUNTIME_DIR", str(tmp_path / "run"))
+    folder = JournalFolder(tmp_path / "state")
+    with Journal(folder, "vm", monitor="/qmp", process=this_process()).locked_now() as journal:
+        journal.begin(Operation.PLUG, disk("a"), intent=Intent.PRESENT).end()
+    with Path(folder.where("vm")).open("a") as file:
+        file.write('{"disk": {"disk": {"prov')
+    for name in ("b", "c"):
+        with Journal(folder, "vm", monitor="/qmp", process=this_process()).locked_now() as journal:
+            journal.begin(Operation.PLUG, disk(name), intent=Intent.PRESENT).end()
+    assert {record.disk.volume.name for record in read_records(folder)["vm"].disks.values()} == {"a", "b", "c"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from hvext.core.disk import Disk
 from hvext.core.options import Throttle, option_names
-from hvext.core.record import DiskRecord, Intent, Operation, ProcessId, Unfinished, VmRecord, same_volume
+from hvext.core.record import DiskRecord, Intent, Operation, ProcessId, Unfinished, VmRecord, is_whole, same_volume
 from hvext.errors import JournalError
 
 PROCESS = ProcessId(pid=7, ticks=123456, boot="e1b0")
@@ -99,3 +100,61 @@ def test_volumes_are_told_apart_by_all_that_names_them() -> None:
     assert not same_volume(one, disk(parameters={"pool": "b", "password": "x"}))
     assert not same_volume(one, disk(volume="w", parameters={"pool": "a"}))
     assert not same_volume(one, Disk.from_mapping({"provider": "q", "volume": "v", "parameters": {"pool": "a"}}))
+
+
+def test_changes_behind_a_record_make_the_new_one_of_it() -> None:
+    one, two = DiskRecord.of(disk()), DiskRecord.of(disk(volume="w"))
+    begun = VmRecord(name="a").with_disk(one)
+    work = Unfinished(operation=Operation.REPOINT, since=1.5)
+    text, record = begun.to_json(), begun
+    for after, lasts in (
+        (begun.with_disk(replace(one, unfinished=work)), False),
+        (begun.with_disk(replace(one, unfinished=replace(work, step="open it"))), False),
+        (begun.with_disk(replace(one, failed_over=True)), False),
+        (begun.with_disk(one).with_disk(two), True),
+        (begun.with_disk(two).without_disk(one.disk.volume.uuid), True),
+        (begun.without_disk(one.disk.volume.uuid), True),
+    ):
+        changes = after.changes_since(record)
+        assert changes is not None
+        # What is attached has to outlive the host; how far an operation is, only the process.
+        assert changes.matters is lasts
+        text, record = text + changes.text, after
+        assert VmRecord.from_json(text) == record
+        assert is_whole(text)
+
+
+def test_a_migration_is_remembered_by_the_host() -> None:
+    one = DiskRecord.of(disk())
+    record = VmRecord(name="a").with_disk(one)
+    moving = record.with_disk(replace(one, unfinished=Unfinished(operation=Operation.MIGRATE, since=1.5)))
+    for before, after in ((record, moving), (moving, record)):
+        changes = after.changes_since(before)
+        assert changes is not None
+        assert changes.matters
+
+
+def test_a_record_of_another_process_is_written_whole() -> None:
+    record = VmRecord(name="a").with_disk(DiskRecord.of(disk()))
+    assert record.seen("/qmp", PROCESS).changes_since(record) is None
+
+
+@pytest.mark.parametrize("torn", ["{", '{"disk": {"di', '{"disk": 3', "\0\0\0\0", '{"gone": "', '{"disk"\n'])
+def test_a_change_that_was_torn_never_happened(torn: str) -> None:
+    record = VmRecord(name="a").with_disk(DiskRecord.of(disk()))
+    changes = record.with_disk(DiskRecord.of(disk(volume="w"))).changes_since(record)
+    assert changes is not None
+    whole = record.to_json() + changes.text
+    assert VmRecord.from_json(whole + torn) == VmRecord.from_json(whole)
+    # Nothing may be put behind it.
+    assert not is_whole(whole + torn)
+    with pytest.raises(JournalError, match="cannot be read"):
+        VmRecord.from_json(whole + torn + "\n" + changes.text)
+
+
+def test_a_change_without_its_line_end_never_happened() -> None:
+    record = VmRecord(name="a").with_disk(DiskRecord.of(disk()))
+    gone = record.to_json() + json.dumps({"gone": str(disk().volume.uuid)})
+    assert VmRecord.from_json(gone) == record
+    # Another line behind it would make it happen after all.
+    assert not is_whole(gone)

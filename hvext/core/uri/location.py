@@ -158,6 +158,10 @@ class Location(ABC):
         """Whether QEMU opens it as a block node (a vhost-user device has none)."""
         return True
 
+    def chardev(self, chardev_id: str) -> dict[str, object]:
+        """Return the ``chardev-add`` arguments of the connection to a server, for what is no ``block_node``."""
+        raise TypeError(f"{self.driver} is opened as a block node")
+
     def without_secrets(self) -> Self:
         """Return the location with all secrets left out."""
         return self._replaced(dict.fromkeys(self.SECRETS))

@@ -67,7 +67,10 @@ class _Fault:
 
 
 def fill(folder: Path) -> None:
-    """Leave no room in a small file system."""
+    """Leave no room in a small file system, and none in the last page of a record either."""
+    for record in folder.glob("*.json"):
+        with contextlib.suppress(OSError), record.open("ab") as file:
+            file.write(b"\n" * (-record.stat().st_size % 4096))
     with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
         while filler.write(b"x" * 4096):
             pass
@@ -109,6 +112,14 @@ def _locations(job: Mapping[str, Any]) -> list[Location]:
 
 async def _plug(vm: AsyncVm, disk: Disk, _job: Mapping[str, Any]) -> object:
     return await vm.plug(disk)
+
+
+async def _plug_all(vm: AsyncVm, _disk: Disk, job: Mapping[str, Any]) -> object:
+    outcomes = await vm.plug_all([Disk.from_mapping(disk) for disk in job["disks"]])
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+    return len(outcomes)
 
 
 async def _unplug(vm: AsyncVm, disk: Disk, _job: Mapping[str, Any]) -> object:
@@ -169,6 +180,7 @@ async def _migrate(vm: AsyncVm, disk: Disk, job: Mapping[str, Any]) -> object:
 _OPERATIONS = {
     "migrate": _migrate,
     "plug": _plug,
+    "plug_all": _plug_all,
     "unplug": _unplug,
     "repoint": _repoint,
     "resize": _resize,

@@ -249,6 +249,7 @@ def _dead(qemu: Qemu, disk: Disk) -> dict[str, Any]:
 
 OPERATIONS = (
     Operation("plug", present=False),
+    Operation("plug_all", present=False),
     Operation("unplug", present=True),
     Operation("repoint", present=True, values=_targets),
     Operation("resize", present=True, values=_larger),
