@@ -50,6 +50,20 @@ def _state_folder() -> Iterator[Path]:
         assert not files_with_secrets(Path(folder)), "a secret is in the journal"
 
 
+#: Those that take longest come first: at the end, the workers that tests are given to are busy with small ones alike.
+_LONGEST = ("vm/test_fault_matrix", "vm/test_migrate", "vm/test_watch", "vm/test_two", "vm/test_soak", "vm/", "host/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests in the order in which they are to begin, file by file."""
+
+    def turn(item: pytest.Item) -> int:
+        name = str(item.path.relative_to(Path(__file__).parent))
+        return next((number for number, part in enumerate(_LONGEST) if name.startswith(part)), len(_LONGEST))
+
+    items.sort(key=turn)
+
+
 def need(program_or_path: str, package: str) -> str:
     """Return where the program (a name) or file (with a slash) is; skip the test where it is missing.
 

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     open_streams()
     _be_tidy_when_ended()
-    words = sys.argv[1:] if argv is None else argv
+    words = _joined(sys.argv[1:] if argv is None else argv)
     arguments = build_parser(words[0] if words else "").parse_args(words)
     module, _, function = arguments.run.partition(":")
     try:
@@ -46,6 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_error(HvextError(f"{what}: {error.strerror}"), as_json=getattr(arguments, "json", False))
         return 1
     return int(status or 0)
+
+
+def _joined(words: Sequence[str]) -> Sequence[str]:
+    """Return the line with the two words of a command that has two as one: ``bench compare``."""
+    if tuple(words[:2]) in (("bench", "compare"), ("bench", "report")):
+        return [f"{words[0]}-{words[1]}", *words[2:]]
+    return words
 
 
 def _be_tidy_when_ended() -> None:

@@ -1,0 +1,249 @@
+"""A whole benchmark: the volume attached once, every access measured in turn, round after round.
+
+::
+
+    attach the volume
+      make what is to be made from the block path
+        fill the part that is measured            only when its data may be destroyed
+        for each level and device
+          round 1:  workload 1: path, nbd    workload 2: path, nbd    …
+          round 2:  workload 1: nbd, path    …
+    detach it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from hvext.bench.guest_level import GuestLevel, bench_guest
+from hvext.bench.host_level import HostLevel
+from hvext.bench.places import Made, Place, made, offered
+from hvext.bench.result import Level, Result, Run, Workload
+from hvext.bench.workload import OVERHEAD_S, Length, order
+from hvext.core.disk import Disk
+from hvext.core.identity import DiskNames
+from hvext.core.options import DeviceModel
+from hvext.errors import InputError, VolumeInUse
+from hvext.host.journal import JournalFolder
+from hvext.host.provider import ProviderHost
+from hvext.host.qemu_img import qemu_version
+from hvext.host.usage import host_facts
+from hvext.operations.journal import read_records, users_of
+from hvext.operations.volumes import attach_volume, detach_volume
+
+_MIB = 1 << 20
+_LEAST_SPAN = 16 * _MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is to be measured. ``span_bytes`` is the part of the volume, from its beginning.
+
+    ``devices`` are those of the guest's level, ``guest`` is the folder of its image. ``seed`` makes fio's random places
+    the same again.
+    """
+
+    length: Length
+    levels: tuple[Level, ...] = (Level.HOST,)
+    devices: tuple[DeviceModel, ...] = (DeviceModel.VIRTIO_BLK,)
+    made: tuple[Made, ...] = ()
+    jobs: tuple[Workload, ...] = ()
+    span_bytes: int = 1 << 30
+    destroy_data: bool = False
+    guest: Path = Path("vm-images/out")
+    seed: int = 1
+
+    @property
+    def workloads(self) -> tuple[Workload, ...]:
+        """What is asked of each access; raises InputError for jobs that write without being allowed to."""
+        writing = [job.name for job in self.jobs if job.writes]
+        if writing and not self.destroy_data:
+            raise InputError(
+                f"job {writing[0]!r} writes to the volume", hint="--destroy-data allows it; its data are lost then"
+            )
+        return self.jobs or self.length.workloads(destroy_data=self.destroy_data)
+
+    def with_places(self) -> int:
+        """Return on how many levels and devices each access is measured."""
+        return (Level.HOST in self.levels) + (len(self.devices) if Level.GUEST in self.levels else 0)
+
+
+class Measuring(Protocol):
+    """A level that is ready to measure."""
+
+    device: str
+
+    def can(self, place: Place, workload: Workload | None = None) -> bool:
+        """Whether a place can be measured here, with any workload or with one."""
+
+    def measure(
+        self, place: Place, workload: Workload, *, run_s: float, warm_up_s: float, seed: int
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """Run a workload; return the program's output, and processor seconds for what it measured."""
+
+
+class Watcher(Protocol):
+    """Who is told of the progress."""
+
+    def begin(self, n_runs: int, seconds: float) -> None:
+        """Be told how many runs come, and about how long they take."""
+
+    def step(self, words: str) -> None:
+        """Be told what is done now; a run that begins counts."""
+
+
+def measure(
+    host: ProviderHost,
+    disk: Disk,
+    settings: Settings,
+    watcher: Watcher,
+    *,
+    vary: Callable[[Sequence[Place]], Sequence[Place]] = tuple,
+) -> Result:
+    """Measure all accesses to a volume and return what was found; the volume is attached meanwhile.
+
+    ``vary`` makes what is measured of the places that the provider offers, for others than these.
+    It is only read, unless the settings allow to destroy its data. Raises VolumeInUse for one that a VM of this host
+    has, InputError, ProviderError, ProgramError.
+    """
+    workloads = settings.workloads
+    if users := users_of(disk, read_records(JournalFolder()), but=""):
+        raise VolumeInUse(
+            f"{disk.provider}/{disk.volume.name} is a disk of VM {users[0]}: what it does would be measured as well",
+            hint="unplug it first, or measure another volume of the same provider",
+        )
+    attached = attach_volume(host, disk)
+    try:
+        options = replace(disk.options, read_only=not settings.destroy_data)
+        candidates = attached.choice.candidates
+        path = attached.attachment.block_path
+        with made(settings.made, path, options) as more:
+            places = [*vary(offered(candidates, options)), *more]
+            return _measure_places(disk, places, workloads, settings, watcher)
+    finally:
+        detach_volume(host, disk)
+
+
+def _measure_places(
+    disk: Disk, places: Sequence[Place], workloads: Sequence[Workload], settings: Settings, watcher: Watcher
+) -> Result:
+    # Names of its own: this is no disk of any guest.
+    names = DiskNames(uuid.uuid4())
+    openable = [place for place in places if HostLevel.can(place)]
+    if not openable:
+        raise InputError("the volume is only offered over vhost-user: there is nothing to compare it with")
+    with HostLevel(names) as host:
+        size_bytes = host.size_bytes(openable[0])
+    span_bytes = min(settings.span_bytes, size_bytes) // _MIB * _MIB
+    if span_bytes < _LEAST_SPAN:
+        raise InputError(
+            f"the volume has {size_bytes} bytes: too small to be measured", hint="it takes at least 16 MiB"
+        )
+    runs: list[Run] = []
+    facts = {**host_facts(), "qemu": qemu_version()}
+    watcher.begin(_count(places, workloads, settings), settings.length.run_s + settings.length.warm_up_s + OVERHEAD_S)
+    if settings.destroy_data:
+        watcher.step("filling the part that is measured")
+        with HostLevel(names, span_bytes) as filling:
+            filling.fill(openable[0])
+    for level, measuring, more in _levels(names, places, settings, span_bytes):
+        facts |= more
+        runs += _rounds(level, measuring, places, workloads, settings, watcher)
+    measured = {run.access for run in runs}
+    return Result(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        hvext=_version(),
+        host=facts,
+        volume={
+            "provider": disk.provider,
+            "name": disk.volume.name,
+            "size_bytes": size_bytes,
+            "span_bytes": span_bytes,
+        },
+        settings={
+            "length": settings.length.name,
+            "rounds": settings.length.rounds,
+            "run_s": settings.length.run_s,
+            "warm_up_s": settings.length.warm_up_s,
+            "destroy_data": settings.destroy_data,
+        },
+        accesses=tuple(place.access for place in places if place.name in measured),
+        workloads=tuple(workloads),
+        runs=tuple(runs),
+        notes=_notes(settings),
+    )
+
+
+def _count(places: Sequence[Place], workloads: Sequence[Workload], settings: Settings) -> int:
+    return settings.length.rounds * len(workloads) * len(places) * settings.with_places()
+
+
+def _levels(
+    names: DiskNames, places: Sequence[Place], settings: Settings, span_bytes: int
+) -> Iterator[tuple[Level, Measuring, Mapping[str, str]]]:
+    if Level.HOST in settings.levels:
+        with HostLevel(names, span_bytes) as measuring:
+            yield Level.HOST, measuring, {}
+    if Level.GUEST in settings.levels:
+        shared = any(place.location.needs_shared_memory for place in places)
+        with bench_guest(settings.guest, shared_memory=shared) as guest:
+            for device in settings.devices:
+                yield Level.GUEST, GuestLevel(guest, names, device, span_bytes), {"acceleration": guest.acceleration}
+
+
+def _rounds(
+    level: Level,
+    measuring: Measuring,
+    places: Sequence[Place],
+    workloads: Sequence[Workload],
+    settings: Settings,
+    watcher: Watcher,
+) -> Iterator[Run]:
+    length = settings.length
+    here = {place.name: place for place in places if measuring.can(place)}
+    for turn in range(length.rounds):
+        for number, workload in enumerate(workloads):
+            if not all(measuring.can(place, workload) for place in here.values()):
+                continue
+            # What is asked for is the same for all accesses of a round, and another for the next.
+            seed = settings.seed + turn * len(workloads) + number
+            for position, name in enumerate(order(list(here), turn)):
+                watcher.step(f"round {turn + 1}/{length.rounds}: {workload.name} over {name}, {level}")
+                raw, cpu_s = measuring.measure(
+                    here[name], workload, run_s=length.run_s, warm_up_s=length.warm_up_s, seed=seed
+                )
+                yield Run(
+                    round=turn,
+                    order=position,
+                    level=level,
+                    device=measuring.device,
+                    access=name,
+                    workload=workload.name,
+                    raw=raw,
+                    cpu_s=cpu_s,
+                )
+
+
+def _notes(settings: Settings) -> tuple[str, ...]:
+    notes = []
+    if not settings.destroy_data:
+        notes.append("The volume was only read: what writing costs was not measured (--destroy-data allows it).")
+    if Level.HOST in settings.levels:
+        notes.append(
+            "On the host, requests come from qemu-img bench: it tells no percentiles, and cannot mix reads and writes."
+        )
+    return tuple(notes)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    with contextlib.suppress(PackageNotFoundError):
+        return version("hvext")
+    return "unknown"

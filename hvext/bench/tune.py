@@ -1,0 +1,127 @@
+"""Which disk options are the fastest ones for a volume, over one of its accesses.
+
+All combinations of the choices that are ours to make are measured against the options as they are, in one benchmark.
+What keeps data safe is no such choice: the cache mode, discard and error policies stay as they were given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from hvext.bench.overall import Overall, corrected, overall
+from hvext.bench.places import Place, place
+from hvext.bench.result import Level, Result
+from hvext.bench.statistics import Samples, Where
+from hvext.bench.words import change_text
+from hvext.core.access import Access
+from hvext.core.options import Aio, DiskOptions
+from hvext.core.plan import options_obstacle
+from hvext.core.uri.file import FileLocation
+
+#: What the options as they are given are called.
+AS_GIVEN = "as given"
+OPTION = "option"
+
+
+def preferred(places: Sequence[Place], access: Access) -> Place:
+    """Return the place that the disk's access choice comes to: a URI where there is one, unless the path is wished."""
+    userspace = [item for item in places if item.access.kind == Access.USERSPACE]
+    kernelspace = [item for item in places if item.access.kind == Access.KERNELSPACE]
+    ordered = [*kernelspace, *userspace] if access is Access.KERNELSPACE else [*userspace, *kernelspace]
+    return next(item for item in ordered if item.location.block_node)
+
+
+def variations(found: Place, *, guest: bool) -> list[Place]:
+    """Return one access with every combination of options, the options as they are first."""
+    aios: list[Aio | None] = [found.options.aio]
+    if isinstance(found.location, FileLocation):
+        aios += [aio for aio in Aio if aio not in (found.options.aio, _default_aio(found.options))]
+    iothreads = [found.options.iothread]
+    if guest:
+        iothreads += [thread for thread in (None, "auto") if thread != found.options.iothread]
+    options = [replace_options(found.options, aio, thread) for aio, thread in product(aios, iothreads)]
+    able = [item for item in options if item is not None and options_obstacle(found.location, item) is None]
+    words = found.access.words
+    return [place(_name(found.options, item), OPTION, words, found.location, item) for item in able]
+
+
+def replace_options(options: DiskOptions, aio: Aio | None, iothread: str | None) -> DiskOptions | None:
+    """Return the options with others in their place, or None where these do not go together."""
+    if aio is Aio.NATIVE and not options.cache.direct:
+        return None
+    return replace(options, aio=aio, iothread=iothread)
+
+
+def _default_aio(options: DiskOptions) -> Aio | None:
+    """Return what QEMU does when nothing is said."""
+    return Aio.THREADS if options.aio is None else None
+
+
+def _name(before: DiskOptions, now: DiskOptions) -> str:
+    changed = []
+    if now.aio is not before.aio:
+        changed.append(f"aio={now.aio or Aio.THREADS}")
+    if now.iothread != before.iothread:
+        changed.append(f"iothread={now.iothread or 'none'}")
+    return " ".join(changed) or AS_GIVEN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """What a tuning says: ``best`` is a name among the result's accesses, ``options`` what to give as disk options.
+
+    ``compared`` are all others against the options as they were given.
+    """
+
+    best: str
+    options: Mapping[str, str]
+    reason: str
+    compared: tuple[Overall, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON-able mapping."""
+        return {
+            "best": self.best,
+            "options": dict(self.options),
+            "reason": self.reason,
+            "compared": [item.to_json() for item in self.compared],
+        }
+
+
+def choose(result: Result) -> Tuned:
+    """Return the fastest options; those that were given, unless others are faster by more than the noise carries.
+
+    What was measured in a guest decides where there is any. Raises InputError when scipy is missing.
+    """
+    samples = Samples(result)
+    guest = [where for where in samples.places if where.level is Level.GUEST]
+    places: list[Where] = guest or list(samples.places)
+    others = [access.name for access in result.accesses if access.name != AS_GIVEN]
+    found = [overall(samples, places, AS_GIVEN, name) for name in others]
+    compared = corrected([item for item in found if item is not None])
+    faster = [item for item in compared if item.speed.value > 1 and item.differs]
+    where = "in a guest" if guest else "on the host"
+    if not faster:
+        return Tuned(
+            best=AS_GIVEN,
+            options=_options(result, AS_GIVEN),
+            reason=f"nothing is faster than the options as given, {where}",
+            compared=tuple(compared),
+        )
+    best = max(faster, key=lambda item: item.speed.value)
+    rounds = f"{best.rounds} rounds, p {best.speed.p:.3f}"
+    return Tuned(
+        best=best.access,
+        options=_options(result, best.access),
+        reason=f"{best.access}: {change_text(best.speed)} against the options as given, {where} ({rounds})",
+        compared=tuple(compared),
+    )
+
+
+def _options(result: Result, name: str) -> Mapping[str, str]:
+    """Return what to give as ``-o``; what the benchmark itself had set is no part of it."""
+    access = next(item for item in result.accesses if item.name == name)
+    return {key: value for key, value in access.options.items() if key != "read_only"}
