@@ -30,7 +30,7 @@ COMMANDS = (
     *("providers", "provider", "create", "remove", "grow", "attach", "detach", "open", "close", "setinfo", "snapshot"),
     *("verify", "args", "explain", "plug", "unplug", "repoint", "resize", "disks", "capabilities"),
     *("demo", "audit", "recover", "watch", "migrate-begin", "migrate-listen", "migrate", "migrate-finish"),
-    *("migrate-cancel", "stop"),
+    *("migrate-cancel", "stop", "bench", "bench-compare", "bench-report", "tune"),
 )
 SOON_S = 60.0
 RBD_AND_PATH = "/dev/rbd0\nkvm:rbd:pool/image\nxen-pvm:phy:x\n"
@@ -409,7 +409,8 @@ def test_a_volume_lives_from_create_to_remove(sample: Run) -> None:
     assert sample("close", status=0).out == "sample/v: closed\n"
     assert sample("open", "--shared", status=0).out == "sample/v: opened\n"
     assert "is attached" in sample("remove", status=1).err
-    assert sample("detach", "--json").json == {"provider": "sample", "volume": "v", "state": "detached"}
+    told = {"provider": "sample", "volume": "v", "state": "detached", "warnings": []}
+    assert sample("detach", "--json").json == told
     assert sample("detach", status=0).out == "sample/v: detached\n"
     taken = sample("snapshot", "--snapshot-name", "s", "--snapshot-size", "12", status=0)
     assert taken.out == "sample/v: snapshot s taken\n"
