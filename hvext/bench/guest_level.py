@@ -12,7 +12,7 @@ import gzip
 import shlex
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,14 @@ class GuestLevel:
         self._model = device
         self.device = str(device)
 
-    def can(self, place: Place, _workload: Workload | None = None) -> bool:
-        """Whether it can be measured as this device: vhost-user makes devices of its own."""
-        return place.location.block_node or self._model is DeviceModel.VIRTIO_BLK
+    @staticmethod
+    def able(device: DeviceModel) -> Callable[[Place, Workload | None], bool]:
+        """Return what tells whether a place can be measured as this device: vhost-user makes devices of its own."""
+        return lambda place, _workload: place.location.block_node or device is DeviceModel.VIRTIO_BLK
+
+    def can(self, place: Place, workload: Workload | None = None) -> bool:
+        """Whether a place can be measured here."""
+        return self.able(self._model)(place, workload)
 
     def measure(
         self, place: Place, workload: Workload, *, run_s: float, warm_up_s: float, seed: int

@@ -69,10 +69,6 @@ class Settings:
             )
         return self.jobs or self.length.workloads(destroy_data=self.destroy_data)
 
-    def with_places(self) -> int:
-        """Return on how many levels and devices each access is measured."""
-        return (Level.HOST in self.levels) + (len(self.devices) if Level.GUEST in self.levels else 0)
-
 
 class Measuring(Protocol):
     """A level that is ready to measure."""
@@ -181,7 +177,16 @@ def _measure_places(
 
 
 def _count(places: Sequence[Place], workloads: Sequence[Workload], settings: Settings) -> int:
-    return settings.length.rounds * len(workloads) * len(places) * settings.with_places()
+    """Return how many runs there will be."""
+    devices = settings.devices if Level.GUEST in settings.levels else ()
+    able = [GuestLevel.able(device) for device in devices]
+    if Level.HOST in settings.levels:
+        able.append(HostLevel.can)
+    found = 0
+    for can in able:
+        here = [place for place in places if can(place, None)]
+        found += sum(len(here) for workload in workloads if all(can(place, workload) for place in here))
+    return settings.length.rounds * found
 
 
 def _levels(

@@ -144,6 +144,19 @@ def test_the_command_keeps_the_result_and_writes_the_page(sample: Sample, tmp_pa
     assert "randread-4k-qd1" in same.stdout
 
 
+def test_tuning_compares_the_options_and_changes_nothing_that_decides_what_is_safe(sample: Sample) -> None:
+    short = ("--quick", "--rounds", 7, "--runtime", 0.1, "--span", "32M", "--json")
+    told = json.loads(hvext("tune", *named(sample), *short, "--access", "kernelspace", "-o", "cache=directsync").stdout)
+    assert {item["access"] for item in told["compared"]} == {"aio=native", "aio=io_uring"}
+    assert told["best"] in ("as given", "aio=native", "aio=io_uring")
+    assert told["options"] == {"cache": "directsync"} | (
+        {} if told["best"] == "as given" else {"aio": told["best"].removeprefix("aio=")}
+    )
+    # Over NBD there is nothing to choose on the host.
+    told = json.loads(hvext("tune", *named(sample), *short).stdout)
+    assert (told["best"], told["compared"]) == ("as given", [])
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

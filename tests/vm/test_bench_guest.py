@@ -44,7 +44,8 @@ def test_a_guest_measures_every_access_as_every_device(tmp_path: Path) -> None:
             destroy_data=True,
             guest=IMAGE,
         )
-        result = measure(host, disk, settings, Quiet())
+        watcher = Quiet()
+        result = measure(host, disk, settings, watcher)
         # Nothing is left of it: the volume can be removed.
         volumes.remove_volume(host, disk)
     ran = {(run.device, run.access) for run in result.runs}
@@ -55,7 +56,7 @@ def test_a_guest_measures_every_access_as_every_device(tmp_path: Path) -> None:
         ("scsi-hd", "path"),
         ("scsi-hd", "nbd"),
     }
-    assert len(result.runs) == 3 * len(ran)
+    assert len(result.runs) == watcher.steps == watcher.expected == 3 * len(ran)
     for run in result.runs:
         found = run.measure()
         assert found.iops > 0
