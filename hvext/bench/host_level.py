@@ -99,7 +99,8 @@ class HostLevel:
         # Its start costs the same for both.
         own = max(0.0, found.cpu_s - warm.cpu_s) * found.count / max(1, found.count - warm.count)
         start_s = found.cpu_s - own
-        return {QEMU_IMG: raw}, {"machine": max(own, machine - start_s), "qemu": own}
+        # A short run can be below what two starts differ by: then it is not known.
+        return {QEMU_IMG: raw}, {"machine": max(own, machine - start_s)} | ({"qemu": own} if own else {})
 
     def _count(self, key: tuple[str, str], seconds: float, workload: Workload) -> int:
         return max(_FIRST, workload.depth * 2, round(self._rates[key] * seconds))

@@ -49,7 +49,16 @@ class Qmp:
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(_READY_S)
-        self._socket.connect(str(path))
+        deadline = time.monotonic() + 1.0
+        while True:
+            try:
+                self._socket.connect(str(path))
+                break
+            except ConnectionRefusedError:
+                # It is bound, and does not listen yet; one whose QEMU has ended is refused for good.
+                if time.monotonic() > deadline or not path.exists():
+                    raise
+                time.sleep(0.01)
         self._lines = self._socket.makefile("rb")
         if not self._lines.readline():
             self.close()

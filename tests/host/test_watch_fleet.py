@@ -304,15 +304,15 @@ def test_guests_that_come_and_go_are_found_and_dropped(make_fleet: Callable[...,
     with watching(tmp_path, "--qmp-glob", fleet.folder / "watch/vm*", "--rescan", "0.2") as watch:
         watch.wait_for("watching", times=2)
         fleet.machines[0].stop(grace_s=5)
-        watch.wait_for("gone", vm=fleet.monitors[0])
+        watch.wait_for("gone", monitor=fleet.monitors[0])
         fleet.machines[0] = fleet.start(0)
-        watch.wait_for("watching", vm=fleet.monitors[0], times=2)
+        watch.wait_for("watching", monitor=fleet.monitors[0], times=2)
         # One that is killed leaves its socket: nobody answers there until a new one has it.
         fleet.machines[1].stop(grace_s=0)
         if fleet.monitors[1].exists():
-            watch.wait_for("unreachable", vm=fleet.monitors[1])
+            watch.wait_for("unreachable", monitor=fleet.monitors[1])
         fleet.machines[1] = fleet.start(1)
-        watch.wait_for("watching", vm=fleet.monitors[1], times=2)
+        watch.wait_for("watching", monitor=fleet.monitors[1], times=2)
         assert watch.end() == 0
 
 
@@ -358,10 +358,10 @@ def test_a_guest_that_makes_trouble_does_not_end_the_watch_of_the_others(
     own = ("--qmp-glob", fleet.folder / "watch", "--search-path", fleet.folder / "providers", "--per-server", "1000")
     with nonsense(odd), watching(tmp_path, *own) as watch:
         # It is tried again, with pauses in between.
-        watch.wait_for("trouble", vm=odd, times=2)
+        watch.wait_for("trouble", monitor=odd, times=2)
         fleet.servers[0].stop(grace_s=0)
         fleet.read()
-        watch.wait_for("resumed", vm=fleet.monitors[0])
+        watch.wait_for("resumed", monitor=fleet.monitors[0])
         assert watch.events(odd).count("trouble") < 20
         assert watch.end() == 0
 
