@@ -244,7 +244,8 @@ def _changes(text: str) -> list[Any]:
 
 
 def _line(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    # In ASCII: of a line that was torn in the middle of a character, nothing could be read any more.
+    return json.dumps(value) + "\n"
 
 
 def namesakes(disk: Disk, record: VmRecord) -> tuple[str, ...]:

@@ -158,3 +158,15 @@ def test_a_change_without_its_line_end_never_happened() -> None:
     assert VmRecord.from_json(gone) == record
     # Another line behind it would make it happen after all.
     assert not is_whole(gone)
+
+
+def test_a_line_torn_in_the_middle_of_a_character_can_still_be_read() -> None:
+    disk = Disk.from_mapping({"provider": "p", "volume": "vol\u00fcme-\u20ac"})
+    before = VmRecord(name="v")
+    after = before.with_disk(DiskRecord.of(disk))
+    changes = after.changes_since(before)
+    assert changes is not None
+    line = changes.text.encode()
+    for end in range(len(line)):
+        line[:end].decode("utf-8")
+    assert VmRecord.from_json(before.to_json() + changes.text) == after
