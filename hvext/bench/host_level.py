@@ -59,7 +59,8 @@ class HostLevel:
     def fill(self, place: Place) -> None:
         """Write the part that is measured once: what was never written to is read from nowhere."""
         block = 1 << 20
-        self._bench(place, count=self._span // block, depth=8, block_bytes=block, step_bytes=block, write=True)
+        words: dict[str, Any] = {"count": self._span // block, "depth": 8, "block_bytes": block, "step_bytes": block}
+        self._bench(place, span_bytes=self._span, write=True, **words)
 
     def measure(
         self, place: Place, workload: Workload, *, run_s: float, warm_up_s: float, seed: int
@@ -74,6 +75,8 @@ class HostLevel:
         blocks = self._span // block
         step = max(1, round(blocks * _GOLDEN)) | 1 if random else 1
         words: dict[str, Any] = {
+            # Whole blocks: going round at the end, none may reach over it.
+            "span_bytes": blocks * block,
             "depth": workload.depth,
             "block_bytes": block,
             "step_bytes": step * block,
@@ -105,10 +108,10 @@ class HostLevel:
     def _count(self, key: tuple[str, str], seconds: float, workload: Workload) -> int:
         return max(_FIRST, workload.depth * 2, round(self._rates[key] * seconds))
 
-    def _bench(self, place: Place, *, write: bool, **words: Any) -> Benched:
+    def _bench(self, place: Place, *, span_bytes: int, write: bool, **words: Any) -> Benched:
         plan = self._plan(place)
         values = {"offset_bytes": 0, "flush_every": 0, "limit_s": _LIMIT_S, **words}
-        return bench(_nested(plan, self._span, write=write), plan.needs.objects, write=write, **values)
+        return bench(_nested(plan, span_bytes, write=write), plan.needs.objects, write=write, **values)
 
     def _plan(self, place: Place) -> DiskPlan:
         plan = plan_disk(self._names, place.location, place.options, folder=private_folder()).stored()

@@ -13,6 +13,7 @@ from hvext.bench.result import PERCENTILES, Workload
 from hvext.errors import InputError
 
 _KIB, _MIB = 1024, 1 << 20
+_SECTOR, _LARGEST = 512, 16 * _MIB
 
 RAND_READ_1 = Workload(name="randread-4k-qd1", rw="randread", block_bytes=4 * _KIB, depth=1)
 RAND_READ_32 = Workload(name="randread-4k-qd32", rw="randread", block_bytes=4 * _KIB, depth=32)
@@ -130,23 +131,25 @@ def _workload(name: str, values: Mapping[str, str | None], where: str) -> Worklo
     if rw not in ("read", "write", "randread", "randwrite", "randrw"):
         raise InputError(f"{where}: job {name!r} has rw={rw}: read, write, randread, randwrite or randrw")
     block = size_bytes(str(values.get("bs") or "4k"), f"{where}: job {name!r}: bs")
+    if block % _SECTOR or block > _LARGEST:
+        raise InputError(f"{where}: job {name!r}: bs must be a multiple of {_SECTOR} bytes, up to 16M; got {block}")
     mix = _number(values.get("rwmixread"), 50, f"{where}: job {name!r}: rwmixread")
     share = {"read": 100, "randread": 100, "randrw": mix}.get(rw, 0)
     return Workload(
         name=name,
         rw=rw,
         block_bytes=block,
-        depth=_number(values.get("iodepth"), 1, f"{where}: job {name!r}: iodepth"),
+        depth=_number(values.get("iodepth"), 1, f"{where}: job {name!r}: iodepth", least=1),
         read_percent=share,
         fsync=_number(values.get("fsync"), 0, f"{where}: job {name!r}: fsync"),
     )
 
 
-def _number(text: str | None, default: int, what: str) -> int:
+def _number(text: str | None, default: int, what: str, least: int = 0) -> int:
     if text is None:
         return default
-    if not text.isascii() or not text.isdigit():
-        raise InputError(f"{what} must be a whole number; got {text!r}")
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise InputError(f"{what} must be a whole number from {least}; got {text!r}")
     return int(text)
 
 
