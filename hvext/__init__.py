@@ -7,8 +7,8 @@ talk to QEMU. Nothing here reads the environment or keeps global state. See ``do
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hvext.core.access import Access as Access
     from hvext.core.access import Choice as Choice
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hvext.core.uri import FileLocation as FileLocation
     from hvext.core.uri import Location as Location
     from hvext.core.uri import parse_uri as parse_uri
+    from hvext.core.value import replace as replace
     from hvext.core.volume import Volume as Volume
     from hvext.core.volume import derived_uuid as derived_uuid
     from hvext.errors import AccessError as AccessError
@@ -203,6 +204,7 @@ _HOMES = {
     "query_capabilities": "hvext.operations.capabilities",
     "recover": "hvext.operations.recover",
     "remove_volume": "hvext.operations.volumes",
+    "replace": "hvext.core.value",
     "set_volume_info": "hvext.operations.volumes",
     "snapshot_volume": "hvext.operations.volumes",
     "start_disks": "hvext.operations.start",

@@ -9,25 +9,59 @@ a value in it was wrong and nothing was tried.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
 
-from hvext.cli.parser import build_parser
+from hvext.cli import light
 from hvext.errors import HvextError, InputError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status."""
-    from hvext.cli.output import open_streams, print_error, stop_output
+    """Run one command and return its exit status; without ``argv`` it is that of the process, which may end here."""
+    light.import_argparse()
+    from hvext.cli.output import open_streams
+    from hvext.cli.parser import ALONE
 
     open_streams()
     _be_tidy_when_ended()
     words = _joined(sys.argv[1:] if argv is None else argv)
-    arguments = build_parser(words[0] if words else "").parse_args(words)
+    if words and words[0] in ALONE:
+        light.import_uuid()
+        if argv is None:
+            _run_and_end(words)
+    return _run(words)
+
+
+def _run_and_end(words: Sequence[str]) -> NoReturn:
+    """Run a short command and end the process.
+
+    Nearly all that it has is needed until its end, and then the kernel takes it back at once: to look for garbage, and
+    to take down each module, takes a tenth of its time.
+    """
+    gc.disable()
+    status = _run(words)
+    for stream in (sys.stdout, sys.stderr):
+        # What failed to be written has its message and status already.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def _run(words: Sequence[str]) -> int:
+    from hvext.cli.output import print_error, stop_output
+    from hvext.cli.parser import parse_line
+
+    arguments = parse_line(words)
     module, _, function = arguments.run.partition(":")
     try:
         status = getattr(importlib.import_module(f"hvext.cli.{module}"), function)(arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from hvext.cli.words import options as options
 from hvext.cli.words import pairs as pairs
@@ -40,7 +39,7 @@ def _log_directory(wish: str | None) -> str | None:
         return None
     if wish:
         return wish
-    return "/var/log/hvext" if os.geteuid() == 0 else str(Path.home() / ".local/state/hvext/log")
+    return "/var/log/hvext" if os.geteuid() == 0 else os.path.expanduser("~/.local/state/hvext/log")  # noqa: PTH111
 
 
 def disk(arguments: argparse.Namespace) -> Disk:

@@ -6,8 +6,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from uuid import UUID
 
 from hvext.cli.output import print_json, print_warnings
@@ -21,6 +19,7 @@ from hvext.core.identity import DiskNames, derived_uuid, parse_uuid
 from hvext.core.options import DeviceModel, DiskOptions, Placement
 from hvext.core.plan import options_obstacle, plan_disk
 from hvext.core.uri import Location, masked
+from hvext.core.value import replace
 from hvext.errors import AccessError, InputError, RenderError
 from hvext.host.files import file_kind, opened_as, private_folder
 
@@ -76,15 +75,19 @@ def _obstacle(names: DiskNames, arguments: argparse.Namespace) -> Callable[[Loca
     wished = options(arguments)
     if arguments.qemu is None:
         return lambda location: options_obstacle(location, wished)
-    from hvext.operations.capabilities import binary_capabilities
+    from hvext.operations.kept_capabilities import disk_capabilities
     from hvext.operations.openable import openable
 
-    return openable(binary_capabilities(arguments.qemu), names, wished)
+    return openable(disk_capabilities(arguments.qemu), names, wished)
 
 
 def _read(name: str) -> bytes:
     try:
-        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        if name == "-":
+            return sys.stdin.buffer.read()
+        # Not by pathlib, see hvext.host.files.
+        with open(name, "rb") as file:  # noqa: PTH123
+            return file.read()
     except OSError as error:
         raise InputError(f"cannot read {name}: {error.strerror}") from error
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+
+# Not typing's own, see hvext.core.value.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 _OPTIONS_HELP = "disk option; see 'disk options' below"
 _DISK_OPTIONS = """\
@@ -13,12 +19,15 @@ disk options (-o KEY=VALUE, may be repeated):
   device=virtio-blk-pci|scsi-hd   cache=none|writeback|writethrough|directsync|unsafe
   aio=threads|native|io_uring     discard=ignore|unmap    detect_zeroes=off|on|unmap
   werror=report|stop|enospc|ignore    rerror=report|stop|ignore
-  read_only=on|off    serial=TEXT    bootindex=N    iothread=ID|auto
+  read_only=on|off    serial=TEXT    bootindex=N    iothread=ID|auto    queues=N
   bus=ID    addr=SLOT    scsi_id=N    lun=N
   bps_total, bps_read, bps_write, iops_total, iops_read, iops_write=N,
   each also as NAME_max and NAME_max_length; iops_size=N
 """
 _Add = Callable[[argparse.ArgumentParser], None]
+
+# hvext has no translations, and argparse looks for them at each parser that is made, for which it loads locale.
+vars(argparse)["_"] = str
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,12 +59,48 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def build_parser(first: str = "") -> argparse.ArgumentParser:
-    """Return the parser of the command line.
+def parse_line(words: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of a command line; ends the program for ``--help`` and for one that is wrong.
 
-    When ``first``, the line's first word, is a command whose start-up counts, only its group of commands is built: all
-    of them take longer than Python itself.
+    A command whose start-up counts gets a parser without all the others, which take longer than Python itself.
     """
+    if not words or words[0] not in ALONE:
+        return _whole_parser().parse_args(words)
+    made: dict[str, argparse.ArgumentParser] = {}
+
+    def command(name: str, run: str, text: str, *adds: _Add, epilog: str | None = None) -> argparse.ArgumentParser:
+        made[name] = _Parser(prog=f"hvext {name}", **_described_as(text, epilog))
+        return _filled(made[name], run, adds)
+
+    ALONE[words[0]](command)
+    return made[words[0]].parse_args(words[1:])
+
+
+def _described_as(text: str, epilog: str | None) -> dict[str, Any]:
+    return {"description": text[0].upper() + text[1:] + ".", "epilog": epilog, "formatter_class": _raw_formatter}
+
+
+def _filled(parser: argparse.ArgumentParser, run: str, adds: Sequence[_Add]) -> argparse.ArgumentParser:
+    for add in adds:
+        add(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _raw_formatter(prog: str) -> argparse.HelpFormatter:
+    """Return what lays out help, in lines as wide as the terminal.
+
+    argparse asks for it at each argument, and to find the width by itself loads all that packs files (shutil).
+    """
+    wished = os.environ.get("COLUMNS", "")
+    columns = int(wished) if wished.isdecimal() else 0
+    with contextlib.suppress(ValueError, OSError):
+        if not columns and sys.__stdout__ is not None:
+            columns = os.get_terminal_size(sys.__stdout__.fileno()).columns
+    return argparse.RawDescriptionHelpFormatter(prog, width=(columns or 80) - 2)
+
+
+def _whole_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="hvext",
         description="ExtStorage volumes as disks of KVM guests: through their userspace URIs, or their block devices.",
@@ -66,31 +111,21 @@ def build_parser(first: str = "") -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, prog=parser.prog)
 
     def command(name: str, run: str, text: str, *adds: _Add, epilog: str | None = None) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        for add in adds:
-            add(sub)
-        sub.set_defaults(run=run)
-        return sub
+        return _filled(commands.add_parser(name, help=text, **_described_as(text, epilog)), run, adds)
 
-    if first in _GROUPS:
-        _GROUPS[first](command)
-        return parser
     command("providers", "providers:list_providers", "list the providers on the search path", _host, _json)
     one = command("provider", "providers:show_provider", "show one provider, and what is wrong with it", _host, _json)
     one.add_argument("provider", metavar="NAME")
     _volume_commands(command)
-    _start_commands(command)
+    _args_command(command)
+    _explain_command(command)
     _guest_commands(command)
     _recovery_commands(command)
     _watch_command(command)
     _migration_commands(command)
     _bench_commands(command)
+    _sanity_command(command)
+    _new_provider_command(command)
     can = command("capabilities", "capabilities:capabilities", "list what a QEMU can open and plug", _json)
     which = can.add_mutually_exclusive_group()
     which.add_argument("--qemu", metavar="BINARY", default="qemu-system-x86_64", help="default: %(default)s")
@@ -101,6 +136,13 @@ def build_parser(first: str = "") -> argparse.ArgumentParser:
     demo.add_argument("--moves", type=int, default=10, metavar="N", help="moves under writes (default: %(default)s)")
     demo.add_argument("--keep", metavar="DIR", help="keep logs and volume there instead of a temporary directory")
     return parser
+
+
+def _new_provider_command(command: Callable[..., argparse.ArgumentParser]) -> None:
+    new = command("new-provider", "new_provider:new_provider", "write a provider to begin with", _json)
+    new.add_argument("name", metavar="NAME")
+    new.add_argument("--language", choices=("sh", "python"), default="sh", help="default: %(default)s")
+    new.add_argument("--folder", metavar="DIR", default=".", help="where its folder is made (default: here)")
 
 
 def _volume_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -126,7 +168,7 @@ def _volume_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     _parameters(verify)
 
 
-def _start_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+def _args_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     args = command(
         "args",
         "start:args",
@@ -144,6 +186,9 @@ def _start_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--format", choices=("blockdev", "drive", "qmp", "xml"), default="blockdev", help="default: %(default)s"
     )
     _qemu(args)
+
+
+def _explain_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     explain = command(
         "explain",
         "explain:explain",
@@ -363,12 +408,42 @@ def _bench_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         + _DISK_OPTIONS,
     )
     tune.set_defaults(made="")
+    tune.add_argument(
+        "--beside",
+        default="",
+        metavar="LIST",
+        help="measure the defaults of other layers instead: ganeti,libvirt,proxmox",
+    )
     compare = command("bench-compare", "bench:compare", "compare two benchmarks, before and after", _json)
     compare.add_argument("before", metavar="BEFORE.json")
     compare.add_argument("after", metavar="AFTER.json")
     report = command("bench-report", "bench:report", "make the page of a benchmark that was kept in a file")
     report.add_argument("result", metavar="RESULT.json")
     report.add_argument("--html", required=True, metavar="FILE", help="where to write it")
+
+
+def _sanity_command(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sanity = command(
+        "sanity", "sanity:sanity", "run a provider through the whole contract, on throw-away volumes",
+        _parameters, _host, _json,
+        epilog="Volumes have names of their own, and no other is touched; they are removed, also after Ctrl-C. Exit\n"
+        "status: 0 all passed, 1 a check failed, 2 wrong use. docs/sanity.md says what is checked.",
+    )  # fmt: skip
+    sanity.add_argument("provider", metavar="PROVIDER", nargs="?")
+    sanity.add_argument("--level", choices=("contract", "data", "stress"), default="data", help="default: %(default)s")
+    sanity.add_argument("--skip", action="append", default=[], metavar="CHECK", help="leave a check out (repeatable)")
+    sanity.add_argument("--size", type=int, default=32, metavar="MIB", help="of the volumes (default: %(default)s)")
+    sanity.add_argument(
+        "--watch", action="append", default=[], metavar="DIR",
+        help="a folder that only this provider uses meanwhile: whatever is new in it is left over (repeatable)",
+    )  # fmt: skip
+    sanity.add_argument(
+        "--place", action="append", default=[], metavar="NAME=VALUE,…",
+        help="for a provider that makes no storage: the parameters of what one volume at a time may have, of at least\n"
+        "twice the size (repeatable). ITS DATA ARE LOST",
+    )  # fmt: skip
+    sanity.add_argument("--junit", metavar="FILE", help="write JUnit XML there")
+    sanity.add_argument("--list", action="store_true", help="list the checks of the level, and run none")
 
 
 def _measured(parser: argparse.ArgumentParser) -> None:
@@ -381,10 +456,13 @@ def _measured(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--devices", default="virtio-blk-pci", metavar="LIST", help="of the guest: virtio-blk-pci,scsi-hd"
     )
+    parser.add_argument("--cpus", type=int, default=1, metavar="N", help="of the guest (default: %(default)s)")
     parser.add_argument("--job", metavar="FILE", help="a fio job file, instead of the built-in workloads")
     parser.add_argument("--span", default="1G", metavar="SIZE", help="the part that is measured (default: %(default)s)")
     parser.add_argument("--destroy-data", action="store_true", help="measure writing too: THE VOLUME'S DATA ARE LOST")
-    parser.add_argument("--out", metavar="FILE", help="keep the result there, with the programs' whole output (JSON)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="keep the result there, with the programs' whole output (JSON; packed if FILE.gz)"
+    )
     parser.add_argument(
         "--guest", metavar="DIR", default="vm-images/out", help="the built guest (default: %(default)s)"
     )
@@ -484,8 +562,9 @@ def _qmp(parser: argparse.ArgumentParser) -> None:
     )
 
 
-#: Commands that hypervisor layers run again and again, by the group that they are built with.
-_GROUPS = {
-    **dict.fromkeys(("args", "explain"), _start_commands),
+#: Commands that hypervisor layers run again and again, and what builds them.
+ALONE = {
+    "args": _args_command,
+    "explain": _explain_command,
     **dict.fromkeys(("plug", "unplug", "repoint", "resize", "disks"), _guest_commands),
 }

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from shutil import which
-from typing import TYPE_CHECKING
 
 from hvext.cli.arguments import pairs, provider_host, split_commas
 from hvext.cli.output import print_json, print_warnings
 from hvext.core.disk import Disk
 from hvext.errors import InputError
+from hvext.host.files import program_path
 from hvext.host.private import read_secret_file
 from hvext.operations.start import Start, start_disks, stop_disks
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hvext.core.capability import Capabilities
 
@@ -52,11 +50,11 @@ def _capabilities(qemu: str | None, form: str) -> Capabilities | None:
     """
     if qemu is None and form == "xml":
         return None
-    from hvext.operations.capabilities import DEFAULT_QEMU, binary_capabilities
+    from hvext.operations.kept_capabilities import DEFAULT_QEMU, disk_capabilities
 
-    if qemu is None and which(DEFAULT_QEMU) is None:
+    if qemu is None and program_path(DEFAULT_QEMU) is None:
         return None
-    return binary_capabilities(qemu or DEFAULT_QEMU)
+    return disk_capabilities(qemu or DEFAULT_QEMU)
 
 
 def parse_disk(text: str) -> Disk:
@@ -93,7 +91,10 @@ def file_values(texts: Sequence[str]) -> dict[str, str]:
 def read_json(name: str, what: str) -> object:
     """Return the JSON in a file, or on standard input for ``-``; raises InputError."""
     try:
-        return json.loads(sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8"))
+        if name == "-":
+            return json.loads(sys.stdin.read())
+        with open(name, encoding="utf-8") as file:  # noqa: PTH123
+            return json.loads(file.read())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {what} from {name}: {error}") from error
 
@@ -131,5 +132,7 @@ def _print(start: Start, form: str, *, as_json: bool) -> None:
             for command in commands:
                 print(json.dumps(command, ensure_ascii=False))
     else:
+        import shlex
+
         argv = start.argv() if form == "blockdev" else start.drive_argv()
         print_json(argv) if as_json else print(shlex.join(argv))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -13,6 +12,7 @@ from hvext.core.secret import Secret
 from hvext.core.text import quoted
 from hvext.core.uri import Location, parse_uri, shown
 from hvext.core.uri.file import FileLocation, Opened
+from hvext.core.value import value_object
 from hvext.errors import AccessError, InputError
 
 _NO_SECRETS: Mapping[str, Secret] = MappingProxyType({})
@@ -26,7 +26,7 @@ class Access(StrEnum):
     KERNELSPACE = "kernelspace"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Candidate:
     """One way to open the volume.
 
@@ -43,7 +43,7 @@ class Candidate:
         return {"access": str(self.access), ("uri" if self.access is Access.USERSPACE else "path"): self.text}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Choice:
     """The candidates in the order in which they are to be tried, and why the first one is first.
 
@@ -64,12 +64,18 @@ class Choice:
         return self.candidates[0]
 
     def options_at(self, location: Location, options: DiskOptions) -> DiskOptions:
-        """Return the options of a disk at one of the candidates: with others, an I/O error stops the guest.
+        """Return the options of a disk at one of the candidates.
 
-        Behind vhost-user QEMU cannot see to that, and cannot move the disk either.
+        With others, an I/O error stops the guest. Behind vhost-user QEMU cannot see to that, and cannot move the disk
+        either. At its only place a disk uses the cache that the storage's client has: a failover, which would lose
+        what is in it, leads nowhere.
         """
+        if not location.block_node:
+            return options
         places = [candidate for candidate in self.candidates if candidate.location.block_node]
-        return options.stopping() if location.block_node and len(places) > 1 else options
+        if len(places) > 1:
+            return options.stopping()
+        return options.caching() if location.own_cache else options
 
     def to_json(self) -> dict[str, str]:
         """Return the chosen access with its reason."""

@@ -7,27 +7,24 @@ Source: Ganeti, doc/design-shared-storage.rst, "ExtStorage Interface support for
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
-
 from hvext.core.file_kind import FileKind
 from hvext.core.text import quoted
 from hvext.core.uri import shown
 from hvext.core.uri.mask import masked
 from hvext.core.uri.schemes import is_known_scheme
+from hvext.core.value import field, value_object
 from hvext.errors import AnswerError
 
 MAX_BYTES = 64 * 1024
 MAX_LINE_BYTES = 4096
 _BLANKS = " \t"
-_LINE_END = re.compile(rb"\r\n|\n|\r")
 #: Ganeti's names of hypervisors.
 _HYPERVISORS = frozenset({"kvm", "xen-pvm", "xen-hvm", "fake", "chroot", "lxc"})
 _EXPECTED = "line 1 must be the absolute path of a block device, or empty"
 _STDERR = "print everything else to stderr"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class HypervisorUri:
     """One further line of the answer: ``hypervisor`` in lower case, ``uri`` as printed, ``line`` counted from 1.
 
@@ -46,7 +43,7 @@ class HypervisorUri:
         return shown(self.uri)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Attachment:
     """A usable answer: a block path, URIs, or both, and what a provider's author should mend."""
 
@@ -100,7 +97,11 @@ def _decoded_lines(stdout: bytes) -> list[str]:
         raise AnswerError(f"attach printed a longer answer than is taken: at most {MAX_BYTES} bytes", hint=_STDERR)
     decoded = []
     start = 0
-    for number, line in enumerate(_LINE_END.split(stdout), start=1):
+    lines = stdout.splitlines(keepends=True)
+    if not lines or lines[-1].endswith((b"\r", b"\n")):
+        lines.append(b"")
+    for number, whole in enumerate(lines, start=1):
+        line = whole.rstrip(b"\r\n")
         if b"\0" in line:
             raise AnswerError(
                 f"attach printed a NUL byte in line {number}, at byte {stdout.index(0, start)} of its answer"
@@ -115,9 +116,7 @@ def _decoded_lines(stdout: bytes) -> list[str]:
             raise AnswerError(
                 f"attach printed text that is not UTF-8 in line {number}, at byte {start + error.start} of its answer"
             ) from error
-        start += len(line)
-        end = _LINE_END.match(stdout, start)
-        start = end.end() if end else start
+        start += len(whole)
     return decoded
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import uuid as uuid_module
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 
 from hvext.core.identity import NODE_NAME_LIMIT, DiskNames, disk_of_device, disk_of_node, owner_of_object
 from hvext.core.record import DiskRecord, Intent, Unfinished, VmRecord
 from hvext.core.running import RunningDisk
+from hvext.core.value import value_object
 from hvext.errors import JournalError
 
 
@@ -40,7 +40,7 @@ class Kind(StrEnum):
 _HARMLESS = (Kind.UNDER_WAY, Kind.STARTING, Kind.MIGRATING)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Finding:
     """One thing that does not fit: in which VM (empty: nobody's), of which disk, and in words."""
 

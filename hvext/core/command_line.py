@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from hvext.core.plan import DiskPlan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def blockdev_argv(plan: DiskPlan) -> list[str]:
@@ -45,6 +48,11 @@ def drive_argv(plan: DiskPlan) -> list[str]:
             rest = _pairs({key: value for key, value in device.items() if key != "driver"})
             argv += ["-device", ",".join([str(name), *rest])]
     return argv
+
+
+def option_text(values: Mapping[str, object]) -> str:
+    """Return ``key=value,…`` of a mapping: nested ones as dotted keys, lists by number, commas doubled."""
+    return ",".join(_pairs(values))
 
 
 def _before_nodes(plan: DiskPlan) -> list[str]:

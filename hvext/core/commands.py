@@ -6,12 +6,12 @@ Source: qemu-qmp-ref(7): object-add, blockdev-add, device_add.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from hvext.core.plan import DiskPlan
+from hvext.core.value import value_object
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Command:
     """One QMP command."""
 

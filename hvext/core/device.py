@@ -5,10 +5,9 @@ Source: qemu(1), ``-device``; ``qemu-system-x86_64 -device virtio-blk-pci,help``
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from hvext.core.identity import DiskNames
-from hvext.core.options import DeviceModel, DiskOptions
+from hvext.core.options import Cache, DeviceModel, DiskOptions
+from hvext.core.value import fields
 
 #: The controller that is made for SCSI disks that name none: libvirt's name for its first.
 SHARED_CONTROLLER = "scsi0"
@@ -31,11 +30,12 @@ def guest_device(options: DiskOptions, names: DiskNames, drive: str) -> dict[str
         "scsi-id": place.scsi_id,
         "lun": place.lun,
         "iothread": None if scsi else iothread_id(options, names),
+        "num-queues": options.queues,
         "serial": options.serial,
         "bootindex": options.bootindex,
         "werror": None if options.werror is None else str(options.werror),
         "rerror": None if options.rerror is None else str(options.rerror),
-        "write-cache": "on" if options.cache.write_cache else "off",
+        "write-cache": "on" if options.cache_mode.write_cache else "off",
     }
     return device | {name: value for name, value in optional.items() if value is not None}
 
@@ -55,7 +55,8 @@ def vhost_user_obstacle(options: DiskOptions) -> str | None:
     """
     if options.device is not DeviceModel.VIRTIO_BLK:
         return f"it is a virtio-blk disk: it cannot be a {options.device}"
-    plain = DiskOptions(bootindex=options.bootindex, placement=options.placement)
+    cache = options.cache if options.cache_mode is Cache.NONE else None
+    plain = DiskOptions(cache=cache, bootindex=options.bootindex, placement=options.placement)
     wished = [field.name for field in fields(DiskOptions) if getattr(options, field.name) != getattr(plain, field.name)]
     if wished:
         return f"it is served past QEMU, which cannot see to {', '.join(wished)}: leave that out"

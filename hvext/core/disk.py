@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from hvext.core.access import Access
 from hvext.core.identity import DiskNames, derived_uuid
@@ -11,11 +10,12 @@ from hvext.core.identity import parse_uuid as parse_uuid
 from hvext.core.options import DiskOptions
 from hvext.core.provider import check_provider_name
 from hvext.core.secret import ROLES, Secret, check_roles
+from hvext.core.value import field, value_object
 from hvext.core.volume import Volume
 from hvext.errors import InputError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Disk:
     """What a hypervisor layer asks for: one disk of one guest.
 

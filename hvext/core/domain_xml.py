@@ -20,10 +20,10 @@ _ERROR_POLICY = {
     ErrorPolicy.ENOSPC: "enospace",
     ErrorPolicy.IGNORE: "ignore",
 }
-_IOTHREAD = re.compile(r"iothread(?P<number>[1-9][0-9]{0,8})\Z")
-_CONTROLLER = re.compile(r"scsi(?P<number>0|[1-9][0-9]{0,8})\Z")
+_IOTHREAD = r"iothread(?P<number>[1-9][0-9]{0,8})\Z"
+_CONTROLLER = r"scsi(?P<number>0|[1-9][0-9]{0,8})\Z"
 #: QEMU_SERIAL_PARAM_ACCEPTED_CHARS of libvirt, without the blank.
-_SERIAL = re.compile(r"[A-Za-z0-9_.+-]+\Z")
+_SERIAL = r"[A-Za-z0-9_.+-]+\Z"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -76,7 +76,7 @@ def _driver(plan: DiskPlan) -> Element:
     options = plan.options
     if not plan.location.block_node:
         return Element("driver", {"name": "qemu", "type": "raw"})
-    driver = Element("driver", {"name": "qemu", "type": "raw", "cache": str(options.cache)})
+    driver = Element("driver", {"name": "qemu", "type": "raw", "cache": str(options.cache_mode)})
     if options.aio is not None and plan.location.local_aio:
         driver.set("io", str(options.aio))
     if options.werror is not None:
@@ -88,6 +88,8 @@ def _driver(plan: DiskPlan) -> Element:
     driver.set("detect_zeroes", str(options.detect_zeroes))
     if options.iothread is not None:
         driver.set("iothread", _iothread_number(options))
+    if options.queues is not None:
+        driver.set("queues", str(options.queues))
     return driver
 
 
@@ -98,7 +100,7 @@ def _iothread_number(options: DiskOptions) -> str:
             "libvirt XML sets the iothread of a SCSI disk at its <controller>, not at the disk",
             hint="leave iothread out, and give the controller one in the domain's XML",
         )
-    match = _IOTHREAD.match(str(options.iothread))
+    match = re.match(_IOTHREAD, str(options.iothread))
     if match is None:
         raise RenderError(
             f"libvirt XML cannot name the iothread {options.iothread!r}: libvirt calls its iothreads iothread1, "
@@ -109,7 +111,7 @@ def _iothread_number(options: DiskOptions) -> str:
 
 
 def _serial(serial: str) -> str:
-    if not _SERIAL.match(serial):
+    if not re.match(_SERIAL, serial):
         raise RenderError(
             f"libvirt XML cannot say the serial {serial!r}: libvirt refuses most punctuation, and puts a backslash "
             "before a blank",
@@ -140,7 +142,7 @@ def _address(options: DiskOptions) -> Element | None:
             "libvirt XML cannot say a part of a SCSI address: it takes what is missing for 0",
             hint="give scsi_id and lun (bus is scsi0 unless given), or none of the three",
         )
-    match = _CONTROLLER.match(place.bus or "scsi0")
+    match = re.match(_CONTROLLER, place.bus or "scsi0")
     if match is None:
         raise RenderError(
             f"libvirt XML cannot name the SCSI controller {place.bus!r}: libvirt calls them scsi0, scsi1, …",

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import uuid as uuid_module
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from hvext.core.value import field, value_object
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@value_object
 class Activity:
     """What one disk has done: ``completed`` requests, and how many are ``in_flight`` (None: nobody asked).
 
@@ -27,7 +28,7 @@ class Activity:
     exact: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Sample:
     """One look at a guest's disks, at ``taken_s`` of a monotonic clock.
 
@@ -39,7 +40,7 @@ class Sample:
     disks: Mapping[uuid_module.UUID, Activity] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Stuck:
     """A disk with requests stuck since ``since_s`` of the samples' clock, at the latest.
 

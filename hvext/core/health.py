@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from hvext.core.value import value_object
 
 
 class HealthState(StrEnum):
@@ -18,7 +19,7 @@ class HealthState(StrEnum):
     SILENT = "silent"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Health:
     """The state of storage at one moment; ``words`` say why it is not healthy, without secrets."""
 

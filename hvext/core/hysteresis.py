@@ -7,15 +7,15 @@ and longer, and a guest does not move with it.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
+from hvext.core.value import value_object
 from hvext.errors import InputError
 
 #: A hold that doubles passes any limit long before.
 _MAX_DOUBLINGS = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class FailBackRule:
     """How long storage has to be well: ``checks`` looks in a row find it so, over ``hold_s`` seconds at least.
 

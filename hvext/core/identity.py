@@ -18,31 +18,39 @@ Source: QEMU, block.c, ``bdrv_assign_node_name``; util/id.c, ``id_wellformed``.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import uuid as uuid_module
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 from hvext.core.options import Aio, Discard
 from hvext.core.secret import is_secret_name
 from hvext.core.text import checked, quoted
+from hvext.core.value import value_object
 from hvext.errors import InputError
+
+try:
+    # As the library's random has it: hashlib loads all of OpenSSL.
+    from _sha1 import sha1  # type: ignore[import-not-found]
+except ImportError:
+    from hashlib import sha1
 
 #: Namespace of the uuids that are derived from provider and volume name.
 _NAMESPACE = uuid_module.UUID("6a8e7d6c-93b5-5b0e-8f6f-0a5f2d1c7e41")
 NODE_NAME_LIMIT = 31
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+#: Of RFC 4648, section 6, and those that ``int`` knows. By hand, because base64 loads as much as all of this module.
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+_OF_INT = str.maketrans(_BASE32, _DIGITS[:32])
 GENERATIONS = len(_DIGITS)
 _AIO: tuple[Aio | None, ...] = (None, Aio.THREADS, Aio.NATIVE, Aio.IO_URING)
 _DISCARD = (Discard.IGNORE, Discard.UNMAP)
-_NODE = re.compile(r"(?P<root>hv[a-z2-7]{26})(?:-(?:(?P<other>[rtu])|(?P<opened>[0-7])(?P<generation>[0-9a-z])))?\Z")
-_DEVICE = re.compile(r"hv-(?P<uuid>[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\Z")
+_NODE = r"(?P<root>hv[a-z2-7]{26})(?:-(?:(?P<other>[rtu])|(?P<opened>[0-7])(?P<generation>[0-9a-z])))?\Z"
+_DEVICE = r"hv-(?P<uuid>[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\Z"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class ProtocolName:
     """What the name of a protocol node says: its generation, and how its storage was opened."""
 
@@ -55,11 +63,14 @@ class ProtocolName:
             raise ValueError(f"generation {self.generation} is not between 0 and {GENERATIONS - 1}")
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class DiskNames:
     """The names of one disk."""
 
     uuid: uuid_module.UUID
+
+    def __init__(self, uuid: uuid_module.UUID) -> None:
+        object.__setattr__(self, "uuid", uuid)
 
     @property
     def root(self) -> str:
@@ -123,15 +134,17 @@ class DiskNames:
 
 @lru_cache(maxsize=4096)
 def _root(uuid: bytes) -> str:
-    return "hv" + base64.b32encode(uuid).decode().rstrip("=").lower()
+    # 26 digits are two bits more than a uuid has: zeros at the end.
+    number = int.from_bytes(uuid, "big") << 2
+    return "hv" + "".join(_BASE32[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 def disk_of_node(node_name: str) -> DiskNames | None:
     """Return whose node this is, or None for a node that is not hvext's."""
-    match = _NODE.match(node_name)
+    match = re.match(_NODE, node_name)
     if match is None:
         return None
-    names = DiskNames(uuid_module.UUID(bytes=base64.b32decode(match["root"][2:].upper() + "======")))
+    names = DiskNames(uuid_module.UUID(int=int(match["root"][2:].translate(_OF_INT), 32) >> 2))
     # The last digit has two bits that belong to no uuid: a name with them set is somebody else's.
     return names if names.root == match["root"] else None
 
@@ -150,7 +163,7 @@ def owner_of_object(object_id: str) -> DiskNames | None:
 
 def parse_protocol_name(node_name: str) -> ProtocolName | None:
     """Return what the name of a protocol node says, or None for any other node."""
-    match = _NODE.match(node_name)
+    match = re.match(_NODE, node_name)
     if match is None or match["generation"] is None:
         return None
     aio, discard = divmod(int(match["opened"]), len(_DISCARD))
@@ -159,7 +172,7 @@ def parse_protocol_name(node_name: str) -> ProtocolName | None:
 
 def disk_of_device(device_id: str) -> DiskNames | None:
     """Return whose device this is (with or without libvirt's ``ua-``), or None for one that is not hvext's."""
-    match = _DEVICE.match(device_id.removeprefix("ua-"))
+    match = re.match(_DEVICE, device_id.removeprefix("ua-"))
     return DiskNames(uuid_module.UUID(match["uuid"])) if match else None
 
 
@@ -167,13 +180,20 @@ def derived_uuid(provider: str, volume: str, parameters: Mapping[str, str] | Non
     """Return the uuid of a disk that was given none: always the same for one provider, volume name and parameters.
 
     The parameters count because they say which pool or folder the name is in; secrets among them do not, so that the
-    disk stays the same when a password changes. Raises InputError for text that cannot be written as UTF-8.
+    disk stays the same when a password changes. It is a uuid of version 5. Raises InputError for text that cannot be
+    written as UTF-8.
     """
     name = f"{provider}/{volume}"
     open_ones = sorted((key.upper(), value) for key, value in (parameters or {}).items() if not is_secret_name(key))
     if open_ones:
         name += json.dumps(open_ones, ensure_ascii=False)
-    return uuid_module.uuid5(_NAMESPACE, checked(name, "volume"))
+    digest = sha1(_NAMESPACE.bytes + checked(name, "volume").encode(), usedforsecurity=False).digest()
+    return uuid_module.UUID(bytes=digest[:16], version=5)
+
+
+def short_hash(data: bytes) -> str:
+    """Return 32 hexadecimal digits that tell some data from all other; not for secrets."""
+    return str(sha1(data, usedforsecurity=False).hexdigest()[:32])
 
 
 def parse_uuid(text: str) -> uuid_module.UUID:

@@ -11,13 +11,13 @@ Source: qemu-qmp-ref(7): query-migrate, MigrationStatus; QEMU, docs/devel/migrat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Self, cast
 
 from hvext.core.disk import Disk
 from hvext.core.options import Cache
 from hvext.core.secret import is_secret_name
 from hvext.core.uri.mask import masked
+from hvext.core.value import replace, value_object
 from hvext.errors import InputError
 
 #: States of query-migrate in which nothing is under way.
@@ -28,7 +28,7 @@ _ADDRESSES = ("tcp", "unix", *_OTHERS)
 _MAX_PORT = 65535
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Transfer:
     """How a migration stands: bytes of the guest's memory sent, still to send and in all, times in milliseconds.
 
@@ -71,7 +71,7 @@ class Transfer:
         return f"{self.status}: {sent} MiB sent, {rest} of {total} MiB left"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class MovedDisk:
     """A disk as the source's guest has it: its options and place are QEMU's, whatever the caller asked for once.
 
@@ -90,7 +90,7 @@ class MovedDisk:
         return f"{self.disk.provider}/{self.disk.volume.name}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Description:
     """A guest and its disks, as its source describes it to its target. ``running`` is False for one that is paused."""
 
@@ -214,8 +214,8 @@ def _options(own: Disk, other: Disk) -> tuple[tuple[str, object, object], ...]:
     names = ("read_only", "werror", "rerror", "serial", "detect_zeroes")
     return (
         *((name, getattr(own.options, name), getattr(other.options, name)) for name in names),
-        ("cache.direct", own.options.cache.direct, other.options.cache.direct),
-        ("write cache", own.options.cache.write_cache, other.options.cache.write_cache),
+        ("cache.direct", own.options.cache_mode.direct, other.options.cache_mode.direct),
+        ("write cache", own.options.cache_mode.write_cache, other.options.cache_mode.write_cache),
         ("limits", own.options.throttle.limits, other.options.throttle.limits),
     )
 

@@ -29,8 +29,8 @@ def protocol_node(
         names,
         ProtocolName(generation=generation, aio=options.aio, discard=options.discard),
         read_only=bool(options.read_only),
-        direct=options.cache.direct,
-        no_flush=options.cache.no_flush,
+        direct=options.cache_mode.direct,
+        no_flush=options.cache_mode.no_flush,
         folder=folder,
     )
 
@@ -66,8 +66,8 @@ def raw_node(options: DiskOptions, names: DiskNames, protocol: str) -> dict[str,
         names.root,
         protocol,
         read_only=bool(options.read_only),
-        direct=options.cache.direct,
-        no_flush=options.cache.no_flush,
+        direct=options.cache_mode.direct,
+        no_flush=options.cache_mode.no_flush,
         detect_zeroes=options.detect_zeroes,
     )
 
@@ -94,8 +94,8 @@ def throttle_node(options: DiskOptions, names: DiskNames) -> dict[str, object]:
         names.root,
         names.throttle_group,
         read_only=bool(options.read_only),
-        direct=options.cache.direct,
-        no_flush=options.cache.no_flush,
+        direct=options.cache_mode.direct,
+        no_flush=options.cache_mode.no_flush,
     )
 
 

@@ -5,15 +5,17 @@ The names are QEMU's where QEMU has one (see qemu(1), ``-drive`` and ``-device``
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 from hvext.core.text import checked, quoted
+from hvext.core.value import field, fields, replace, value_object
 from hvext.errors import InputError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class DeviceModel(StrEnum):
@@ -34,7 +36,7 @@ class Cache(StrEnum):
 
     @property
     def direct(self) -> bool:
-        """``cache.direct``: whether the host's page cache is bypassed (a disk can be re-pointed only then)."""
+        """``cache.direct``: whether the host's page cache is bypassed, and a cache that the storage's client has."""
         return self in (Cache.NONE, Cache.DIRECTSYNC)
 
     @property
@@ -85,7 +87,7 @@ _LIMIT_MAX = 10**15
 _UINT32_MAX = 2**32 - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Throttle:
     """Limits of one disk: bytes or operations per second, bursts (``*_max``) and their lengths in seconds.
 
@@ -156,13 +158,15 @@ class Throttle:
         return {name.replace("_", "-"): value for name, value, unset in given if value != unset}
 
 
-_UNLIMITED = tuple((field.name, field.default) for field in dataclasses.fields(Throttle))
-_BUS = re.compile(r"[A-Za-z][A-Za-z0-9._-]*\Z")
+_UNLIMITED = tuple((each.name, each.default) for each in fields(Throttle))
+_BUS = r"[A-Za-z][A-Za-z0-9._-]*\Z"
 _BOOTINDEX_MAX = 2**31 - 1
+#: VIRTIO_QUEUE_MAX of QEMU.
+_QUEUES_MAX = 1024
 _SERIAL_BYTES = {DeviceModel.VIRTIO_BLK: 20, DeviceModel.SCSI_HD: 36}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Placement:
     """Where in the guest the device sits; what is None is left to QEMU or chosen from what it reports.
 
@@ -176,7 +180,7 @@ class Placement:
     lun: int | None = None
 
     def __post_init__(self) -> None:
-        if self.bus is not None and not _BUS.match(self.bus):
+        if self.bus is not None and not re.match(_BUS, self.bus):
             raise InputError(f"bus {quoted(self.bus)} cannot be the id of a bus in QEMU")
         if self.addr is not None and not re.match(r"(0x)?[01]?[0-9a-f](\.[0-7])?\Z", self.addr):
             raise InputError(f"addr {quoted(self.addr)} is not a PCI slot such as 5 or 1f.0")
@@ -186,17 +190,19 @@ class Placement:
                 raise InputError(f"{name} must be between 0 and {limit}; got {value}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class DiskOptions:
     """Everything about a disk that is not its storage.
 
     ``serial`` has at most 20 bytes on virtio-blk-pci and 36 on scsi-hd; ``bootindex`` counts from 1; ``iothread`` is
-    the id of an iothread that exists, or ``"auto"`` for one of this disk's own. ``None`` leaves QEMU's default, and
-    for ``read_only`` what the storage can do: writing, but for protocols that can only be read.
+    the id of an iothread that exists, or ``"auto"`` for one of this disk's own; ``queues`` is the number of virtqueues
+    of a virtio-blk-pci, which without it has one for each virtual processor. ``None`` leaves QEMU's default; for
+    ``read_only`` what the storage can do: writing, but for protocols that can only be read; for ``cache`` it leaves
+    the choice to ``Choice.options_at``, which knows the storage.
     """
 
     device: DeviceModel = DeviceModel.VIRTIO_BLK
-    cache: Cache = Cache.NONE
+    cache: Cache | None = None
     aio: Aio | None = None
     discard: Discard = Discard.IGNORE
     detect_zeroes: DetectZeroes = DetectZeroes.OFF
@@ -206,11 +212,12 @@ class DiskOptions:
     serial: str | None = None
     bootindex: int | None = None
     iothread: str | None = None
+    queues: int | None = None
     throttle: Throttle = field(default_factory=Throttle)
     placement: Placement = field(default_factory=Placement)
 
     def __post_init__(self) -> None:
-        if self.aio is Aio.NATIVE and not self.cache.direct:
+        if self.aio is Aio.NATIVE and not self.cache_mode.direct:
             raise InputError(f"aio=native needs cache=none or directsync, not {self.cache}")
         if self.detect_zeroes is DetectZeroes.UNMAP and self.discard is not Discard.UNMAP:
             raise InputError("detect_zeroes=unmap needs discard=unmap")
@@ -220,9 +227,16 @@ class DiskOptions:
             raise InputError(f"bootindex counts from 1 to {_BOOTINDEX_MAX}; got {self.bootindex}")
         if self.serial is not None:
             self._check_serial(self.serial)
-        if self.iothread is not None and not _BUS.match(self.iothread):
+        if self.iothread is not None and not re.match(_BUS, self.iothread):
             raise InputError(f"iothread {quoted(self.iothread)} cannot be the id of an object in QEMU")
+        if self.queues is not None:
+            self._check_queues(self.queues)
         self._check_placement()
+
+    @property
+    def cache_mode(self) -> Cache:
+        """The cache mode that these options come to by themselves: ``none``, unless another was chosen."""
+        return self.cache or Cache.NONE
 
     def _check_serial(self, serial: str) -> None:
         checked(serial, "serial")
@@ -231,6 +245,15 @@ class DiskOptions:
             raise InputError(f"serial {quoted(serial)} must have 1 to {limit} bytes on {self.device}")
         if not serial.isprintable() or not serial.isascii():
             raise InputError(f"serial {quoted(serial)} must consist of printable ASCII characters")
+
+    def _check_queues(self, queues: int) -> None:
+        if not 1 <= queues <= _QUEUES_MAX:
+            raise InputError(f"queues must be between 1 and {_QUEUES_MAX}; got {queues}")
+        if self.device is DeviceModel.SCSI_HD:
+            raise InputError(
+                "queues is for virtio-blk-pci: a scsi-hd has those of its controller",
+                hint="num_queues of the virtio-scsi-pci",
+            )
 
     def _check_placement(self) -> None:
         scsi = self.device is DeviceModel.SCSI_HD
@@ -274,7 +297,7 @@ class DiskOptions:
         for part, default in zip(parts, _DEFAULTS, strict=True):
             if part == default:
                 continue
-            for each in dataclasses.fields(part):
+            for each in fields(part):
                 value = getattr(part, each.name)
                 if value != getattr(default, each.name) and not isinstance(value, Throttle | Placement):
                     flat[each.name] = str(value) if isinstance(value, StrEnum) else value
@@ -285,7 +308,14 @@ class DiskOptions:
 
         For a disk that has another place to go to: the guest waits until it is there, and no write is lost.
         """
-        return dataclasses.replace(self, werror=self.werror or ErrorPolicy.STOP, rerror=self.rerror or ErrorPolicy.STOP)
+        return replace(self, werror=self.werror or ErrorPolicy.STOP, rerror=self.rerror or ErrorPolicy.STOP)
+
+    def caching(self) -> DiskOptions:
+        """Return the options with ``cache=writeback``, where no cache mode was chosen, nor an ``aio`` that excludes it.
+
+        For a disk whose storage's client has a cache of its own, and which has no other place to go to.
+        """
+        return self if self.cache or self.aio is Aio.NATIVE else replace(self, cache=Cache.WRITEBACK)
 
 
 #: All that an option can be part of, as it is when nothing is said.
@@ -341,4 +371,5 @@ _CONVERTERS: dict[str, Any] = {
     "serial": _word,
     "bootindex": _whole,
     "iothread": _word,
+    "queues": _whole,
 }

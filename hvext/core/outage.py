@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hvext.core.schedule import Pace, Scheduler
+from hvext.core.value import value_object
 from hvext.errors import InputError
 
 #: Makes independent sources of chance from a seed: one for every node.
@@ -27,7 +28,7 @@ _SERVER = "storage"
 _ROUND_TRIP_S = 0.001
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Outage:
     """What happens, and to how many.
 
@@ -59,7 +60,7 @@ class Outage:
                 raise InputError(f"{name} must be above 0")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Outcome:
     """What came of it.
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from hvext.core.device import guest_device, iothread_id, scsi_controller, vhost_user_device, vhost_user_obstacle
 from hvext.core.identity import DiskNames, ProtocolName
 from hvext.core.node import protocol_node, raw_node, throttle_node
-from hvext.core.options import DeviceModel, DiskOptions
+from hvext.core.options import Aio, DeviceModel, DiskOptions
 from hvext.core.secret import Secret
+from hvext.core.uri.file import FileLocation
 from hvext.core.uri.location import PRIVATE_FOLDER, Companions, Location, Needs, PrivateFile
+from hvext.core.value import replace, value_object
 from hvext.errors import InputError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class DiskPlan:
     """What QEMU is to be given for one disk, in the order in which it must be created.
 
@@ -125,11 +125,21 @@ def options_obstacle(location: Location, options: DiskOptions) -> str | None:
     """Return why a disk with these options cannot be at ``location``, or None when it can."""
     if location.read_only and options.read_only is False:
         return f"it can only be read ({location.driver}): leave read_only out, or set it"
-    if location.buffered_only and options.cache.direct:
-        return f"it needs the host's page cache: cache={options.cache} goes past it, cache=writeback does not"
-    if location.direct_only and not options.cache.direct:
-        return f"it has no page cache (driver {location.driver}): cache={options.cache} is not possible, cache=none is"
+    cache = options.cache_mode
+    if location.buffered_only and cache.direct:
+        return f"it needs the host's page cache: cache={cache} goes past it, cache=writeback does not"
+    if location.direct_only and not cache.direct:
+        return f"it has no page cache (driver {location.driver}): cache={cache} is not possible, cache=none is"
+    if options.aio is Aio.IO_URING and not cache.direct and _is_kernel_rbd(location):
+        # Found by Proxmox VE: its storage_allows_io_uring_default refuses the same.
+        return (
+            f"on a kernel RBD device, requests hang with aio=io_uring and cache={cache}: use cache=none or aio=threads"
+        )
     return None if location.block_node else vhost_user_obstacle(options)
+
+
+def _is_kernel_rbd(location: Location) -> bool:
+    return isinstance(location, FileLocation) and location.path.startswith("/dev/rbd")
 
 
 def _vhost_user_plan(names: DiskNames, location: Location, options: DiskOptions, companions: Companions) -> DiskPlan:

@@ -5,12 +5,11 @@ Source: ganeti-extstorage-interface(7); Ganeti, lib/storage/extstorage.py, ExtSt
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from enum import StrEnum
 
 from hvext.core.file_kind import FileKind as FileKind
 from hvext.core.text import quoted
+from hvext.core.value import value_object
 from hvext.errors import InputError
 
 #: Where Ganeti looks for providers, in this order; the first directory of the name wins.
@@ -21,8 +20,7 @@ GANETI_SEARCH_PATH = (
     "/usr/share/ganeti/extstorage",
 )
 PARAMETERS_FILE = "parameters.list"
-_NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
-_LINE_END = re.compile(r"\r\n|\n|\r")
+_NAME_SIGNS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
 class Action(StrEnum):
@@ -46,12 +44,12 @@ OPTIONAL_ACTIONS = frozenset({Action.SNAPSHOT, Action.OPEN, Action.CLOSE})
 
 def check_provider_name(name: str) -> str:
     """Return ``name`` when it can name a provider; raises InputError otherwise."""
-    if not _NAME.match(name):
+    if not (name and _NAME_SIGNS.issuperset(name)):
         raise InputError(f"provider name {quoted(name)} must consist of letters, digits, '_' and '-'")
     return name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Parameter:
     """One line of ``parameters.list``."""
 
@@ -61,7 +59,7 @@ class Parameter:
 
 def parse_parameters(text: str) -> tuple[Parameter, ...]:
     """Return the parameters that a ``parameters.list`` declares; blank lines are nothing."""
-    lines = (line.split(None, 1) for line in _LINE_END.split(text) if line.strip())
+    lines = (line.split(None, 1) for line in text.replace("\r", "\n").split("\n") if line.strip())
     return tuple(Parameter(name=words[0], description=words[1].rstrip() if words[1:] else "") for words in lines)
 
 
@@ -79,7 +77,7 @@ def script_problem(action: Action, kind: FileKind, *, executable: bool) -> str |
     return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Provider:
     """A provider directory that kept every rule.
 

@@ -10,14 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import uuid as uuid_module
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
 from enum import StrEnum
-from typing import Any
+from operator import attrgetter
 
 from hvext.core.disk import Disk
 from hvext.core.secret import is_secret_name
+from hvext.core.value import field, fields, replace, value_object
 from hvext.errors import InputError, JournalError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FORMAT = 1
 _FILE = "the journal's record"
@@ -42,7 +46,7 @@ class Intent(StrEnum):
     ABSENT = "absent"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class ProcessId:
     """One process of one boot of a host: its number alone may be given again.
 
@@ -54,7 +58,7 @@ class ProcessId:
     boot: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Unfinished:
     """An operation that was begun and whose end was not written down.
 
@@ -72,7 +76,7 @@ class Unfinished:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class DiskRecord:
     """One disk of a VM: ``disk`` has all its parameters but ``withheld``, the names of those that are secrets.
 
@@ -131,7 +135,11 @@ class DiskRecord:
         return f"{self.disk.provider}/{self.disk.volume.name}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+#: All that a record says but for what is unfinished.
+_but_work = attrgetter(*(each.name for each in fields(DiskRecord) if each.name != "unfinished"))
+
+
+@value_object
 class Changes:
     """Lines behind a record: ``matters`` tells whether they have to outlive the host, as which volumes are attached."""
 
@@ -139,7 +147,7 @@ class Changes:
     matters: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class VmRecord:
     """What is known of one VM.
 
@@ -176,12 +184,17 @@ class VmRecord:
         }
         return _line(value)
 
-    def changes_since(self, before: VmRecord) -> Changes | None:
-        """Return what makes this of ``before`` when it is put behind it in the file; None where only the whole does."""
+    def changes_since(self, before: VmRecord, among: Collection[uuid_module.UUID] | None = None) -> Changes | None:
+        """Return what makes this of ``before`` when it is put behind it in the file; None where only the whole does.
+
+        All other disks than those ``among`` which to look are the same in both: to look at hundreds takes its time.
+        """
         if (self.name, self.monitors, self.process) != (before.name, before.monitors, before.process):
             return None
-        gone = before.disks.keys() - self.disks.keys()
-        changed = [record for uuid, record in self.disks.items() if before.disks.get(uuid) is not record]
+        looked_at = {**before.disks, **self.disks} if among is None else dict.fromkeys(among)
+        gone = [uuid for uuid in looked_at if uuid in before.disks and uuid not in self.disks]
+        there = [self.disks[uuid] for uuid in looked_at if uuid in self.disks]
+        changed = [record for record in there if before.disks.get(record.disk.volume.uuid) is not record]
         old = [before.disks.get(record.disk.volume.uuid) for record in changed]
         lines = [_line({"gone": str(uuid)}) for uuid in gone]
         lines += [_line(_change(each, former)) for each, former in zip(changed, old, strict=True)]
@@ -283,22 +296,25 @@ def _with_parameters(disk: Disk, parameters: Mapping[str, str]) -> Disk:
 
 
 def _change(record: DiskRecord, before: DiskRecord | None) -> dict[str, object]:
-    """Return what makes ``record`` of what stood there before; most often, the next step of an operation."""
-    work = record.unfinished
-    if before is not None and work is not None and replace(before, unfinished=work) == record:
-        return {"at": str(record.disk.volume.uuid), "unfinished": _work_json(work)}
+    """Return what makes ``record`` of what stood there before; most often, an operation's next step, or its end."""
+    if before is not None and _but_work(before) == _but_work(record):
+        return {"at": str(record.disk.volume.uuid), "unfinished": _work_json(record.unfinished)}
     return {"disk": _disk_json(record)}
 
 
-def _work_json(work: Unfinished) -> dict[str, object]:
-    return {
-        "operation": str(work.operation),
-        "since": work.since,
-        "by": _process_json(work.by),
-        "step": work.step,
-        "script": _process_json(work.script),
-        "details": dict(work.details),
-    }
+def _work_json(work: Unfinished | None) -> dict[str, object] | None:
+    return (
+        None
+        if work is None
+        else {
+            "operation": str(work.operation),
+            "since": work.since,
+            "by": _process_json(work.by),
+            "step": work.step,
+            "script": _process_json(work.script),
+            "details": dict(work.details),
+        }
+    )
 
 
 def _disk_json(record: DiskRecord) -> dict[str, object]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import uuid as uuid_module
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from hvext.core.device import VHOST_USER_DEVICE
@@ -25,9 +24,11 @@ from hvext.core.identity import (
 )
 from hvext.core.options import DetectZeroes
 from hvext.core.uri import Location, masked, parse_filename
+from hvext.core.uri.location import CACHING_DRIVERS
+from hvext.core.value import replace, value_object
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Node:
     """One block node; ``filename`` is what QEMU shows of its storage, ``size_bytes`` the size it has now."""
 
@@ -52,6 +53,11 @@ class Node:
         return location.uri() if location and not location.local_aio else masked(self.filename)
 
     @property
+    def cached_by_client(self) -> bool:
+        """Whether a cache of the driver's client is in use, which goes with this node."""
+        return not self.direct and self.driver in CACHING_DRIVERS
+
+    @property
     def grows_in_place(self) -> bool:
         """Whether the open node can see that its storage has grown; an NBD connection keeps the size it began with."""
         return self.driver != "nbd"
@@ -62,7 +68,7 @@ class Node:
         return parse_protocol_name(self.name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class RunningDisk:
     """What QEMU has of one disk.
 

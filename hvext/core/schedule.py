@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from hvext.core.value import value_object
 from hvext.errors import InputError
 
 #: The first distance of tries at a server that is taken for down, where its normal distance is shorter.
@@ -26,7 +27,7 @@ _FIRST_DISTANCE_S = 0.05
 _FASTER = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Pace:
     """How fast recoveries begin.
 

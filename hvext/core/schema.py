@@ -8,13 +8,18 @@ Source: query-qmp-schema in qemu-qmp-ref(7); "Client JSON Protocol introspection
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
 from types import NoneType
-from typing import Any, Self
 
+from hvext.core.value import value_object
 from hvext.errors import CapabilityError, InputError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+    _Type = Mapping[str, Any]
 
 #: How the value of a tag is spoken of; any other tag is named itself.
 _NOUNS = {"driver": "driver", "qom-type": "object"}
@@ -38,10 +43,9 @@ _PYTHON = (
 )
 #: So many names are listed in a hint; of more, only those like the one that is wrong.
 _LISTED = 20
-_Type = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@value_object
 class _Place:
     """Where in the arguments of a command a value stands, and whose option it is."""
 
@@ -50,13 +54,16 @@ class _Place:
     owner: str = "QEMU"
 
     def at(self, name: str) -> _Place:
-        return _Place(self.command, (*self.path, name), self.owner)
+        return _Place(command=self.command, path=(*self.path, name), owner=self.owner)
 
     @property
     def name(self) -> str:
         return ".".join(self.path)
 
     def error(self, words: str, wrong: str = "", known: Collection[str] = ()) -> CapabilityError:
+        # Only for errors: it takes a while to load.
+        from difflib import get_close_matches
+
         hint = ""
         if like := get_close_matches(wrong, known):
             hint = f"did you mean {' or '.join(like)}?"
@@ -65,7 +72,7 @@ class _Place:
         return CapabilityError(f"{self.command}: {words}", hint=hint)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Schema:
     """The commands of a QEMU with the types of their arguments. ``types`` are the entries of the answer, by name."""
 
@@ -88,7 +95,23 @@ class Schema:
         """Return the schema as ``query-qmp-schema`` returned it."""
         return list(self.types.values())
 
-    @property
+    @classmethod
+    def from_json(cls, value: list[_Type]) -> Self:
+        """Return the schema that `to_json` wrote, which was looked through before that."""
+        return cls(types={entry["name"]: entry for entry in value})
+
+    def only(self, commands: Iterable[str]) -> Self:
+        """Return the schema of those of ``commands`` that it has, with the types that they lead to, and of no other."""
+        kept: dict[str, _Type] = {}
+        names = [command for command in commands if self.has_command(command)]
+        while names:
+            name = names.pop()
+            if name not in kept:
+                kept[name] = self.types[name]
+                names += _named_in(kept[name])
+        return type(self)(types=kept)
+
+    @cached_property
     def drivers(self) -> frozenset[str]:
         """The names of all block drivers (BlockdevDriver), also of those whose module may be missing."""
         return self.values("blockdev-add", "driver")
@@ -123,7 +146,7 @@ class Schema:
         opaque text, such as a secret: it passes where text does, and no message shows it. ``device_add`` is not
         described by the schema and is refused here: see `Capabilities.check_device`.
         """
-        place = _Place(command)
+        place = _Place(command=command)
         if command == "device_add":
             raise place.error("the schema does not describe its arguments; they are checked as a device")
         if not self.has_command(command):
@@ -132,12 +155,7 @@ class Schema:
 
     def _named(self) -> set[str]:
         """All names of types that types refer to."""
-        names = set()
-        for entry in self.types.values():
-            names |= {entry[key] for key in ("arg-type", "ret-type", "element-type") if key in entry}
-            if entry["meta-type"] != "enum":
-                names |= {each["type"] for key in ("members", "variants") for each in entry.get(key, ())}
-        return names
+        return {name for entry in self.types.values() for name in _named_in(entry)}
 
     def _find(self, command: str, path: str, chosen: object) -> tuple[_Type | None, object]:
         if not self.has_command(command):
@@ -182,7 +200,7 @@ class Schema:
             case "alternate":
                 self._check(self._alternative(kind, value, place), value, place)
             case "enum" if isinstance(value, str):
-                if value not in _words(kind):
+                if not _is_word(value, kind):
                     raise _unknown_word(place, value, kind)
             case _ if not self._fits(kind, value):
                 raise place.error(f"{_option(place)} takes {_expected(kind)}, not {_WORDS[_json_type(value)]}")
@@ -192,7 +210,7 @@ class Schema:
         if tag is not None and tag in value:
             members = {member["name"]: member for member in kind["members"]}
             self._check(self.types[members[tag]["type"]], value[tag], place.at(tag))
-            place = _Place(place.command, place.path, _owner(tag, value[tag]))
+            place = _Place(command=place.command, path=place.path, owner=_owner(tag, value[tag]))
         options = self._options(kind, value)
         for name, member in value.items():
             if name not in options:
@@ -220,9 +238,22 @@ def _is_entry(entry: object) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("name"), str) and entry.get("meta-type") in _KINDS
 
 
+def _named_in(entry: _Type) -> list[str]:
+    """The names of the types that an entry refers to."""
+    names = [entry[key] for key in ("arg-type", "ret-type", "element-type") if key in entry]
+    if entry["meta-type"] != "enum":
+        names += [each["type"] for key in ("members", "variants") for each in entry.get(key, ())]
+    return names
+
+
 def _words(kind: _Type) -> frozenset[str]:
     """The words of an enum: ``values`` is its deprecated form."""
     return frozenset(member["name"] for member in kind["members"]) if "members" in kind else frozenset(kind["values"])
+
+
+def _is_word(value: str, kind: _Type) -> bool:
+    # Once for each option of each disk: to make the set of all drivers takes longer than to look through them.
+    return any(member["name"] == value for member in kind["members"]) if "members" in kind else value in kind["values"]
 
 
 def _wanted(kind: _Type) -> str:

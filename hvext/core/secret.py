@@ -6,13 +6,14 @@ as JSON. Its text is taken out with ``reveal()`` where it leaves hvext for QEMU,
 
 from __future__ import annotations
 
-import hmac
-import re
 from collections.abc import Iterable
-from typing import NoReturn
 
 from hvext.core.text import checked, quoted
 from hvext.errors import InputError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 #: What stands in the place of a secret.
 MASK = "***"
@@ -57,7 +58,12 @@ class Secret:
         return bool(self._text)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and hmac.compare_digest(self._text.encode(), other._text.encode())
+        if not isinstance(other, Secret):
+            return False
+        # Most commands compare none, and this loads OpenSSL.
+        import hmac
+
+        return hmac.compare_digest(self._text.encode(), other._text.encode())
 
     def __hash__(self) -> int:
         return hash((Secret, self._text))
@@ -86,8 +92,22 @@ def check_roles(roles: Iterable[str]) -> None:
 
 def is_secret_name(name: str) -> bool:
     """Return whether the value of a parameter or option with this name is a secret, as far as its name tells."""
-    parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    words = [word.lower() for word in re.split(r"[^A-Za-z0-9]+", parts) if word]
+    words = _words(name)
     if not words or words[-1] in _POINTERS:
         return False
     return not _SECRET_WORDS.isdisjoint(words) or any(stem in word for stem in _STEMS for word in words)
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of ``some-name``, ``SOME_NAME`` or ``someName`` in lower case; only ASCII is in them."""
+    parts = []
+    before = ""
+    for sign in name:
+        if not (sign.isascii() and sign.isalnum()):
+            parts.append(" ")
+        elif sign.isupper() and before.isascii() and (before.islower() or before.isdigit()):
+            parts += (" ", sign)
+        else:
+            parts.append(sign)
+        before = sign
+    return "".join(parts).lower().split()

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
 from enum import StrEnum
 
+from hvext.core.value import value_object
 from hvext.errors import InputError
 
 MAGIC = b"HVXSTAMP"
@@ -36,7 +36,7 @@ class StampFault(StrEnum):
     BLOCK_NUMBER = "block-number"  # a good stamp, in the wrong place
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Stamp:
     """The numbers in a stamp."""
 
@@ -45,7 +45,7 @@ class Stamp:
     seed: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class BadBlock:
     """A block that is neither empty nor validly stamped; ``found`` is its stamp where it has one."""
 
@@ -60,7 +60,7 @@ class BadBlock:
         return words
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class StampReport:
     """What `check_blocks` found: counts of blocks, the seeds of the runs that wrote them, and the bad ones."""
 

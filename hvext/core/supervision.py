@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 
+from hvext.core.value import field, value_object
 from hvext.errors import InputError
 
 #: What QEMU calls a guest that an I/O error has stopped.
@@ -65,7 +65,7 @@ class Happening(StrEnum):
     ENDING = "ending"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Notice:
     """One thing that happened: ``words`` for people, ``values`` (numbers, texts) for machines.
 
@@ -92,7 +92,7 @@ class Notice:
         return known | ({"disk": self.disk} if self.disk else {}) | {"words": self.words, **self.values}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class GiveUpRule:
     """When a guest is given up: after so many tries that failed, or when it has been stopped for so long."""
 

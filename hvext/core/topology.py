@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from hvext.core.options import DeviceModel, DiskOptions, Placement
+from hvext.core.value import replace, value_object
 from hvext.errors import PlugError
 
 #: Bridges whose bus takes exactly one hot-plugged device.
@@ -19,12 +19,12 @@ CONTROLLER_TYPES = frozenset({"virtio-scsi-pci", "virtio-scsi-pci-non-transition
 #: Slots of a conventional PCI bus; slot 0 is the host bridge.
 _PCI_SLOTS = range(1, 32)
 #: Function 0 of slot 0, the only place below a root port.
-_SLOT_0 = re.compile(r"(0x)?00?(\.0)?\Z")
+_SLOT_0 = r"(0x)?00?(\.0)?\Z"
 _SCSI_IDS = 256
 _LUNS = 16384
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Port:
     """A PCIe root or downstream port: ``bus`` is the id to plug into."""
 
@@ -33,7 +33,7 @@ class Port:
     hotplug: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Controller:
     """A virtio-scsi controller: ``taken`` are the (SCSI id, LUN) pairs in use, ``iothread`` its iothread's id."""
 
@@ -42,7 +42,7 @@ class Controller:
     iothread: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Topology:
     """The places of one guest. ``pci_slots`` are the free slots of a pc machine's ``pci.0``, None on q35."""
 
@@ -108,7 +108,7 @@ def place_disk(options: DiskOptions, topology: Topology, iothread: str | None) -
 
 
 def _place_port(wish: Placement, ports: Sequence[Port]) -> Placement:
-    if wish.addr is not None and not _SLOT_0.match(wish.addr):
+    if wish.addr is not None and not re.match(_SLOT_0, wish.addr):
         # QEMU 7.2 takes it without a word, and the guest never finds the disk.
         raise PlugError(f"addr {wish.addr} is not on a root port", hint="a root port has slot 0 alone: leave addr out")
     if wish.bus is None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 import uuid as uuid_module
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from hvext.core.identity import derived_uuid as derived_uuid
 from hvext.core.secret import Secret, is_secret_name
 from hvext.core.text import checked, quoted
+from hvext.core.value import field, value_object
 from hvext.errors import InputError
 
-_PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 #: Parameters that hvext itself exports, as Ganeti does.
 _RESERVED = ("PROVIDER", "ACCESS")
 _NAME_BYTES = 255
@@ -33,7 +31,7 @@ def check_volume_name(name: str) -> str:
         raise InputError(f"volume name {quoted(name)} must have 1 to {_NAME_BYTES} bytes")
     if "/" in name or name in (".", "..") or name.startswith("-"):
         raise InputError(f"volume name {quoted(name)} must not contain '/', be '.' or '..', or start with '-'")
-    if _CONTROL.search(name):
+    if any(sign < " " or sign == "\x7f" for sign in name):
         raise InputError(f"volume name {quoted(name)} has control characters in it")
     return name
 
@@ -54,7 +52,7 @@ def check_size_mib(size_mib: int, what: str = "size") -> int:
     return size_mib
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Volume:
     """A volume, as the scripts of its provider know it.
 
@@ -74,7 +72,7 @@ class Volume:
             checked(self.cname, "volume cname")
         seen: dict[str, str] = {}
         for name, value in self.parameters.items():
-            if not _PARAMETER.match(name):
+            if not (name.isascii() and name.isidentifier()):
                 raise InputError(
                     f"parameter name {quoted(name)} cannot become an environment variable that a shell can read",
                     hint="use letters, digits and underscores, with no digit first",

@@ -5,27 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 #: Kept answers are worth as much as the files they are about: only their owner may write them.
 _FOLDER_MODE = 0o700
 #: Size in bytes and time of the last change.
 _Stamp = tuple[int, int]
 #: What this process has read: an answer is large, and hundreds of guests of one QEMU ask for the same.
-_read: dict[Path, tuple[_Stamp, dict[str, _Stamp], object]] = {}
+_read: dict[str, tuple[_Stamp, dict[str, _Stamp], object]] = {}
 
 
-def folder() -> Path:
+def folder() -> str:
     """Return where answers are kept: ``$XDG_CACHE_HOME/hvext``, else root's or the user's own folder.
 
     Source: XDG Base Directory Specification, which has relative paths ignored.
     """
     given = os.environ.get("XDG_CACHE_HOME", "")
     if given.startswith("/"):
-        return Path(given) / "hvext"
-    return Path("/var/cache/hvext") if os.geteuid() == 0 else Path.home() / ".cache/hvext"
+        return os.path.join(given, "hvext")
+    return "/var/cache/hvext" if os.geteuid() == 0 else os.path.expanduser("~/.cache/hvext")
 
 
 def kept(name: str) -> object | None:
@@ -34,14 +32,15 @@ def kept(name: str) -> object | None:
     As long as it has not, it is the same object each time.
     """
     try:
-        path = folder() / f"{name}.json"
-        if not (_trusted(path) and _trusted(path.parent)):
+        path = _path(name)
+        if not (_trusted(path) and _trusted(folder())):
             return None
-        written = _stamp(str(path))
+        written = _stamp(path)
         known = _read.get(path)
         if known is None or known[0] != written:
-            entry = json.loads(path.read_bytes())
-            stamps = {str(file): (int(size), int(changed)) for file, (size, changed) in entry["files"].items()}
+            with open(path, encoding="utf-8") as file:
+                entry = json.loads(file.read())
+            stamps = {str(each): (int(size), int(changed)) for each, (size, changed) in entry["files"].items()}
             known = (written or (0, 0), stamps, entry["answer"])
             _read[path] = known
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
@@ -54,21 +53,33 @@ def keep(name: str, answer: object, files: Iterable[str]) -> None:
 
     ``files`` may name folders too: they change when something in them is added, replaced or removed.
     """
-    stamps: Mapping[str, _Stamp | None] = {path: _stamp(path) for path in sorted(files)}
-    if None in stamps.values():
-        return
+    stamps = {path: _stamp(path) for path in sorted(files)}
+    if None not in stamps.values():
+        _write(name, answer, stamps)
+
+
+def keep_beside(other: str, name: str, answer: object) -> None:
+    """Keep an answer for as long as the one under the name ``other`` is; not at all where there is none."""
+    if kept(other) is not None:
+        _write(name, answer, _read[_path(other)][1])
+
+
+def _write(name: str, answer: object, stamps: Mapping[str, _Stamp | None]) -> None:
+    # Most often everything is kept already, and this loads half of the library.
+    import tempfile
+
     text = json.dumps({"files": stamps, "answer": answer}, separators=(",", ":"))
     with contextlib.suppress(OSError, RuntimeError):
         place = folder()
-        place.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        os.makedirs(place, mode=_FOLDER_MODE, exist_ok=True)
         # Whoever reads at the same time sees the old answer or the new one.
         number, new = tempfile.mkstemp(prefix=f"{name}.", dir=place)
         try:
             with os.fdopen(number, "w", encoding="utf-8") as file:
                 file.write(text)
-            Path(new).replace(place / f"{name}.json")
+            os.replace(new, _path(name))
         except OSError:
-            Path(new).unlink(missing_ok=True)
+            os.unlink(new)
             raise
 
 
@@ -78,7 +89,8 @@ def mapped_files(pid: int) -> frozenset[str]:
     One that was replaced since then has a path that does not exist. Source: proc(5), /proc/pid/maps.
     """
     try:
-        lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
+        with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
     except OSError:
         return frozenset()
     # Address, permissions, offset, device, inode and, for a file, its path.
@@ -86,15 +98,19 @@ def mapped_files(pid: int) -> frozenset[str]:
     return frozenset(each[5] for each in mappings if len(each) == 6 and "x" in each[1] and each[5].startswith("/"))
 
 
-def _trusted(path: Path) -> bool:
+def _path(name: str) -> str:
+    return f"{folder()}/{name}.json"
+
+
+def _trusted(path: str) -> bool:
     """Whether nobody but root and this user can have written it."""
-    found = path.stat()
+    found = os.stat(path)
     return found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022
 
 
 def _stamp(path: str) -> _Stamp | None:
     try:
-        found = Path(path).stat()
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns

@@ -1,34 +1,49 @@
-"""Looking at paths of this host, and where hvext keeps private files."""
+"""Looking at paths of this host, and where hvext keeps private files.
+
+Without pathlib: what only reads an answer would load it for this, with all of urllib.parse.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 
 from hvext.core.file_kind import FileKind
 from hvext.core.uri.file import Opened
 from hvext.core.uri.location import PRIVATE_FOLDER
 
-_KINDS = (
-    (stat.S_ISREG, FileKind.REGULAR),
-    (stat.S_ISBLK, FileKind.BLOCK_DEVICE),
-    (stat.S_ISDIR, FileKind.DIRECTORY),
-    (stat.S_ISCHR, FileKind.CHARACTER_DEVICE),
-    (stat.S_ISFIFO, FileKind.FIFO),
-    (stat.S_ISSOCK, FileKind.SOCKET),
-)
+_KINDS = {
+    stat.S_IFREG: FileKind.REGULAR,
+    stat.S_IFBLK: FileKind.BLOCK_DEVICE,
+    stat.S_IFDIR: FileKind.DIRECTORY,
+    stat.S_IFCHR: FileKind.CHARACTER_DEVICE,
+    stat.S_IFIFO: FileKind.FIFO,
+    stat.S_IFSOCK: FileKind.SOCKET,
+}
 
 
 def file_kind(path: str) -> FileKind:
     """Return what is at a path; symlinks are followed."""
     try:
-        mode = Path(path).stat().st_mode
+        # A provider has a dozen of files to look at, and a Path takes longer to make than to look at.
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
         return FileKind.MISSING
     except OSError:
         return FileKind.UNREADABLE
-    return next(kind for test, kind in _KINDS if test(mode))
+    return _KINDS[stat.S_IFMT(mode)]
+
+
+def program_path(name: str) -> str | None:
+    """Return the path of a program (a name on PATH, or a path) as ``shutil.which`` does; None where there is none.
+
+    Without shutil, which loads what packs and unpacks archives.
+    """
+    folders = [""] if "/" in name else os.environ.get("PATH", os.defpath).split(":")
+    for path in (os.path.join(folder, name) for folder in folders):
+        if os.access(path, os.X_OK) and not os.path.isdir(path):
+            return path
+    return None
 
 
 def opened_as(path: str) -> Opened:
@@ -36,12 +51,19 @@ def opened_as(path: str) -> Opened:
     return Opened.HOST_DEVICE if file_kind(path) is FileKind.BLOCK_DEVICE else Opened.FILE
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return the path from the root on, as ``pathlib`` has it: ``..`` stays, which a symlink may give a meaning."""
+    given = os.fspath(path)
+    whole = given if given.startswith("/") else f"{os.getcwd()}/{given}"
+    return "/" + "/".join(part for part in whole.split("/") if part not in ("", "."))
+
+
 def private_folder() -> str:
     """Return the folder of private files; it need not exist."""
     if chosen := os.environ.get("HVEXT_RUNTIME_DIR"):
-        return str(Path(chosen).absolute())
+        return absolute(chosen)
     if os.geteuid() == 0:
         return PRIVATE_FOLDER
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return f"{runtime}/hvext"
-    return str(Path.home() / ".local/state/hvext/run")
+    return os.path.expanduser("~/.local/state/hvext/run")

@@ -14,10 +14,10 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from hvext.core.value import value_object
 from hvext.errors import ProgramError
 
 _POLL_S = 0.02
@@ -137,7 +137,7 @@ def _send(line: socket.socket, text: str) -> None:
         raise ProgramError(f"the connection to the guest's shell broke: {error}") from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class WriterStatus:
     """What the writer counted since it started; times in microseconds of the guest's clock.
 
@@ -159,7 +159,7 @@ class WriterStatus:
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> Self:
         """Read the fields of one of the writer's lines; raises ProgramError when one is missing."""
-        numbers = {name: _number(fields, name) for name in cls.__slots__ if name != "last_error"}
+        numbers = {name: _number(fields, name) for name in cls.__annotations__ if name != "last_error"}
         last_error = fields.get("last_error", "")
         return cls(last_error="" if last_error == "none" else last_error, **numbers)
 
@@ -169,7 +169,7 @@ class WriterStatus:
         return self.total_us / self.writes if self.writes else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class WriterVerdict:
     """What reading back every block that was ever written gave.
 

@@ -1,9 +1,11 @@
 """The journal's folder: one file and one lock for each VM.
 
 `store` replaces a file as a whole, and it is on the disk before that returns: whoever reads it sees the old text or
-the new one, also after the host lost its power. `append` puts lines behind what is there: they outlive the process
-that wrote them, and only lasting ones also the host, because to wait for the disk is most of what writing costs. The
-lock is the kernel's (flock): it goes with the process that holds it.
+the new one, also after the host lost its power. `append` puts lines behind what is there: they outlive the
+process that wrote them, and `sync` has them outlive the host, which is most of what writing costs. The lock is the
+kernel's (flock): it goes with the process that holds it.
+
+Without pathlib, as in `hvext.host.files`.
 
 Folder: ``$HVEXT_STATE_DIR``, else ``/var/lib/hvext`` for root, else ``~/.local/state/hvext``.
 
@@ -14,31 +16,32 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
+import threading
 from collections.abc import Iterator
-from pathlib import Path
-from urllib.parse import quote
 
 from hvext.errors import JournalError
+from hvext.host.files import absolute
 
 _MAX_NAME_BYTES = 200
 _RECORD, _LOCK, _NEW = ".json", ".lock", ".new"
+#: Beside ASCII letters and digits, what stands in a file's name as it is.
+_PLAIN = str.maketrans("", "", "_.-~ @+=,:")
 #: Held for a moment by who compares the records of several VMs and writes one; no VM has this name.
 _COMPARING = "%"
 
 
-def state_folder() -> Path:
+def state_folder() -> str:
     """Return the journal's folder; it need not exist."""
     if chosen := os.environ.get("HVEXT_STATE_DIR"):
-        return Path(chosen).absolute()
-    return Path("/var/lib/hvext") if os.geteuid() == 0 else Path.home() / ".local/state/hvext"
+        return absolute(chosen)
+    return "/var/lib/hvext" if os.geteuid() == 0 else os.path.expanduser("~/.local/state/hvext")
 
 
 class Lock:
     """A lock that is held; made by `JournalFolder.try_lock`."""
 
-    def __init__(self, descriptor: int, path: Path) -> None:
+    def __init__(self, descriptor: int, path: str) -> None:
         self._descriptor = descriptor
         self._path = path
 
@@ -48,7 +51,7 @@ class Lock:
             return
         if remove:
             # Whoever waits for it looks, once it has the lock, whether this file still has the name.
-            self._path.unlink(missing_ok=True)
+            _unlink(self._path)
         os.close(self._descriptor)
         self._descriptor = -1
 
@@ -56,29 +59,31 @@ class Lock:
 class JournalFolder:
     """The records of all VMs of a host, in ``path``."""
 
-    def __init__(self, path: Path | str | None = None) -> None:
-        self.path = Path(path).absolute() if path else state_folder()
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = absolute(path) if path else state_folder()
 
     def texts(self, but: str | None = None) -> dict[str, str | JournalError]:
         """Return the texts of all records (``but`` one VM's) by their files' paths, or why one cannot be read.
 
         Raises JournalError.
         """
-        without = None if but is None else self._file(but, _RECORD).name
+        without = None if but is None else self._file(but, _RECORD)
         found: dict[str, str | JournalError] = {}
         try:
-            paths = sorted(path for path in self.path.iterdir() if path.name.endswith(_RECORD) and path.name != without)
+            paths = sorted(f"{self.path}/{name}" for name in os.listdir(self.path) if name.endswith(_RECORD))
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise _error("read", self.path, error) from error
         for path in paths:
+            if path == without:
+                continue
             # It may have been removed meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 try:
-                    found[str(path)] = _read(path)
+                    found[path] = _read(path)
                 except JournalError as error:
-                    found[str(path)] = error
+                    found[path] = error
         return found
 
     def load(self, name: str) -> str | None:
@@ -90,7 +95,7 @@ class JournalFolder:
 
     def where(self, name: str) -> str:
         """Return the path of a VM's record."""
-        return str(self._file(name, _RECORD))
+        return self._file(name, _RECORD)
 
     def store(self, name: str, text: str) -> None:
         """Write a VM's record, on the disk when this returns; call it with the VM's lock held.
@@ -103,23 +108,23 @@ class JournalFolder:
             # Always the same name: what a crash left is written over, and only who has the lock writes.
             new = self._file(name, _NEW)
             try:
-                with new.open("w", encoding="utf-8") as file:
-                    new.chmod(0o600)
+                with open(new, "w", encoding="utf-8") as file:
+                    os.chmod(new, 0o600)
                     file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
-                new.replace(path)
+                os.replace(new, path)
             except BaseException:
-                new.unlink(missing_ok=True)
+                _unlink(new)
                 raise
             self._sync()
         except OSError as error:
             raise _error("write", path, error) from error
 
-    def append(self, name: str, text: str, *, lasting: bool) -> bool:
+    def append(self, name: str, text: str) -> bool:
         """Put whole lines behind a VM's record, which may not be whole after a crash; call it with the lock held.
 
-        Returns False when there is no record. With ``lasting`` they are on the disk when this returns. Raises
+        Returns False when there is no record. They outlive this process; ``sync`` has them outlive the host. Raises
         JournalError, and nothing was added.
         """
         path = self._file(name, _RECORD)
@@ -127,7 +132,7 @@ class JournalFolder:
             with contextlib.suppress(FileNotFoundError):
                 descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
                 try:
-                    _add(descriptor, text.encode(), lasting=lasting)
+                    _add(descriptor, text.encode())
                 finally:
                     os.close(descriptor)
                 return True
@@ -135,12 +140,26 @@ class JournalFolder:
             raise _error("write", path, error) from error
         return False
 
+    def sync(self, name: str) -> None:
+        """Return when all of a VM's record is on the disk, or it is gone; raises JournalError."""
+        path = self._file(name, _RECORD)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _error("write", path, error) from error
+
     def remove(self, name: str) -> None:
         """Remove a VM's record; one that is gone is no error."""
         path = self._file(name, _RECORD)
         try:
-            path.unlink(missing_ok=True)
-            self._file(name, _NEW).unlink(missing_ok=True)
+            _unlink(path)
+            _unlink(self._file(name, _NEW))
             self._sync()
         except OSError as error:
             raise _error("remove", path, error) from error
@@ -166,14 +185,15 @@ class JournalFolder:
     def holder(self, name: str) -> str:
         """Return what who holds a VM's lock says of itself; empty where that is not known."""
         try:
-            return self._file(name, _LOCK).read_text(encoding="utf-8", errors="replace").strip()
+            with open(self._file(name, _LOCK), encoding="utf-8", errors="replace") as file:
+                return file.read().strip()
         except OSError:
             return ""
 
     @contextlib.contextmanager
     def comparing(self) -> Iterator[None]:
         """Keep everybody else from comparing records meanwhile; for moments only."""
-        path = self.path / f"{_COMPARING}{_LOCK}"
+        path = f"{self.path}/{_COMPARING}{_LOCK}"
         try:
             self._make()
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -185,7 +205,7 @@ class JournalFolder:
         finally:
             os.close(descriptor)
 
-    def _try_lock(self, path: Path) -> Lock | None:
+    def _try_lock(self, path: str) -> Lock | None:
         try:
             self._make()
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -194,7 +214,7 @@ class JournalFolder:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Who had it before may have taken the file away: then this lock is on nothing that others see.
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
                 _sign(descriptor)
                 return Lock(descriptor, path)
         except (BlockingIOError, FileNotFoundError):
@@ -205,18 +225,20 @@ class JournalFolder:
         os.close(descriptor)
         return None
 
-    def _file(self, name: str, suffix: str) -> Path:
+    def _file(self, name: str, suffix: str) -> str:
         """Return the path of a file for a VM: any name makes one file name, and two names never the same."""
-        quoted = quote(name, safe=" @+=,:")
+        quoted = name if _is_plain(name) else _quoted(name)
         if len(quoted) > _MAX_NAME_BYTES:
+            import hashlib
+
             digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:32]
             quoted = f"{quoted[:100]}%{digest}"
         if quoted.startswith("."):
             quoted = f"%2E{quoted[1:]}"
-        return self.path / f"{quoted}{suffix}"
+        return f"{self.path}/{quoted}{suffix}"
 
     def _make(self) -> None:
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(self.path, mode=0o700, exist_ok=True)
 
     def _sync(self) -> None:
         """Have the folder itself on the disk: that is where a new name, or one that is gone, stands."""
@@ -227,22 +249,67 @@ class JournalFolder:
             os.close(descriptor)
 
 
-def _read(path: Path) -> str:
+class Sync:
+    """A ``JournalFolder.sync`` that goes on beside other work; `wait` returns when all is on the disk."""
+
+    def __init__(self, folder: JournalFolder, name: str) -> None:
+        self._error: JournalError | None = None
+        # A join that Ctrl-C interrupts takes its thread for ended (Python 3.11).
+        self._done = threading.Event()
+
+        def work() -> None:
+            try:
+                folder.sync(name)
+            except JournalError as error:
+                self._error = error
+            finally:
+                self._done.set()
+
+        try:
+            threading.Thread(target=work, name="hvext-sync", daemon=True).start()
+        except RuntimeError:
+            # No more threads: then at once.
+            work()
+
+    def wait(self) -> None:
+        """Return when it is done; raises JournalError."""
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+
+
+def _is_plain(name: str) -> bool:
+    rest = name.translate(_PLAIN)
+    return rest.isascii() and (rest.isalnum() or not rest)
+
+
+def _quoted(name: str) -> str:
+    # Hardly any VM has such a name, and this takes longer to load than all of the journal.
+    from urllib.parse import quote
+
+    return quote(name, safe=" @+=,:")
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _read(path: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            return file.read()
     except FileNotFoundError:
         raise
     except (OSError, UnicodeDecodeError) as error:
         raise _error("read", path, error) from error
 
 
-def _add(descriptor: int, data: bytes, *, lasting: bool) -> None:
+def _add(descriptor: int, data: bytes) -> None:
     size = os.fstat(descriptor).st_size
     try:
         while data:
             data = data[os.write(descriptor, data) :]
-        if lasting:
-            os.fdatasync(descriptor)
     except BaseException:
         os.ftruncate(descriptor, size)
         raise
@@ -250,12 +317,15 @@ def _add(descriptor: int, data: bytes, *, lasting: bool) -> None:
 
 def _sign(descriptor: int) -> None:
     """Say in the lock's file who holds it, as far as the disk has room: it is only for those who wait."""
+    said = f"process {os.getpid()}\n".encode()
     with contextlib.suppress(OSError):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
+        # Most often it was the same process before, and to cut a file short takes longer than all else of a lock.
+        if os.pread(descriptor, len(said) + 1, 0) != said:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, said, 0)
 
 
-def _error(what: str, path: Path, error: OSError | UnicodeDecodeError) -> JournalError:
+def _error(what: str, path: str, error: OSError | UnicodeDecodeError) -> JournalError:
     words = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
     return JournalError(
         f"cannot {what} the journal {path}: {words}",

@@ -15,10 +15,10 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
+from hvext.core.value import field, value_object
 from hvext.errors import InputError, ProgramError
 from hvext.host import process
 
@@ -35,7 +35,7 @@ _MAX_SOCKET_PATH_BYTES = 107
 _MAX_ROOT_PORTS = 24
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class GuestImage:
     """The kernel and initrd of the test guest."""
 
@@ -52,7 +52,7 @@ class GuestImage:
         return image
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class MachineOptions:
     """What machine to start.
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 
 from hvext.core.uri.location import PrivateFile
 from hvext.errors import HvextError, InputError
@@ -27,9 +24,8 @@ def write_private(files: Iterable[PrivateFile], *, owner: int | None = None) -> 
     ``owner`` is the user id that QEMU runs as, where it is not the caller's. Raises HvextError, which names the file.
     """
     for file in files:
-        folder = Path(private_folder())
         try:
-            _write(folder, file, owner)
+            _write(private_folder(), file, owner)
         except OSError as error:
             name = error.filename or file.path
             raise HvextError(
@@ -42,31 +38,32 @@ def remove_private(prefix: str) -> tuple[str, ...]:
     """Remove the private files whose names begin with ``prefix``, and return their paths; none is no error."""
     removed = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for path in sorted(Path(private_folder()).iterdir()):
-            if not path.name.startswith(prefix):
-                continue
+        folder = private_folder()
+        for path in sorted(f"{folder}/{name}" for name in os.listdir(folder) if name.startswith(prefix)):
             try:
-                if path.is_dir() and not path.is_symlink():
+                if os.path.isdir(path) and not os.path.islink(path):
+                    import shutil
+
                     shutil.rmtree(path)
                 else:
-                    path.unlink(missing_ok=True)
+                    _unlink(path)
             except OSError as error:
                 raise HvextError(f"cannot remove the private file {path}: {error.strerror}") from error
-            removed.append(str(path))
+            removed.append(path)
     return tuple(removed)
 
 
 def private_files() -> tuple[str, ...]:
     """Return the names of all private files; none where there is no folder."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return tuple(sorted(path.name for path in Path(private_folder()).iterdir()))
+        return tuple(sorted(os.listdir(private_folder())))
     return ()
 
 
 def read_secret_file(path: str) -> str:
     """Return the text of a file that holds one secret, without the line end behind it; raises InputError."""
     try:
-        with Path(path).open("rb") as stream:
+        with open(path, "rb") as stream:
             data = stream.read(_MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"cannot read the secret in {path}: {error.strerror}") from error
@@ -79,37 +76,46 @@ def read_secret_file(path: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _write(folder: Path, file: PrivateFile, owner: int | None) -> None:
+def _write(folder: str, file: PrivateFile, owner: int | None) -> None:
     _make_folder(folder, None)
-    path = Path(file.path)
-    if path.parent != folder:
-        _make_folder(path.parent, owner)
+    parent = os.path.dirname(file.path)
+    if parent != folder:
+        _make_folder(parent, owner)
     if file.link is not None:
-        path.unlink(missing_ok=True)
-        path.symlink_to(file.link)
+        _unlink(file.path)
+        os.symlink(file.link, file.path)
         return
+    # Most disks have no private files, and this loads half of the library.
+    import tempfile
+
     # With the name of what it will be: whatever interrupts this, `remove_private` finds it.
-    descriptor, name = tempfile.mkstemp(prefix=f"{path.relative_to(folder).parts[0]}.new-", dir=folder)
+    first = os.path.relpath(file.path, folder).partition("/")[0]
+    descriptor, name = tempfile.mkstemp(prefix=f"{first}.new-", dir=folder)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(_contents(file))
             if owner is not None and owner != os.geteuid():
                 os.fchown(descriptor, owner, -1)
-        Path(name).replace(path)
+        os.replace(name, file.path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        _unlink(name)
         raise
 
 
-def _make_folder(folder: Path, owner: int | None) -> None:
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _make_folder(folder: str, owner: int | None) -> None:
     """Make a folder that others can pass through, but not read; refuse one that somebody else could change."""
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o711, parents=True)
+        os.makedirs(folder, mode=0o711)
         # Whatever the umask is.
-        folder.chmod(0o711)
+        os.chmod(folder, 0o711)  # noqa: S103
         if owner is not None and owner != os.geteuid():
             os.chown(folder, owner, -1)
-    found = folder.lstat()
+    found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), 0, owner) or found.st_mode & 0o022:
         raise HvextError(
             f"{folder} is not a folder that only its owner can write to: no secrets are written there",

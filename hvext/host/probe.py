@@ -14,11 +14,11 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 
 from hvext.core.uri.mask import masked
+from hvext.core.value import value_object
 from hvext.errors import ProgramError
 from hvext.host import process
 from hvext.host.process import Cancel
@@ -37,7 +37,7 @@ _NO_DRIVER = ("Unknown driver", "Unknown protocol")
 _left_behind: dict[str, process.Running] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Probed:
     """What came of reading: ``words`` are empty when it went well, ``answered`` is False when the time was over."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid as uuid_module
-from pathlib import Path
+from functools import lru_cache
 
 from hvext.core.provider import Action
 from hvext.core.record import ProcessId
@@ -13,17 +13,32 @@ from hvext.core.record import ProcessId
 def process_id(pid: int | None) -> ProcessId | None:
     """Return which process has this number now; None when none has, or it has ended and was not reaped yet."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        boot = _boot()
     except OSError:
         return None
     # After the name: state, parent, group, …; the start time is field 22 of all.
     return None if pid is None or fields[0] in "ZX" else ProcessId(pid=pid, ticks=int(fields[19]), boot=boot)
 
 
+@lru_cache(maxsize=1)
+def _boot() -> str:
+    return _text("/proc/sys/kernel/random/boot_id").strip()
+
+
+def _text(path: str) -> str:
+    with open(path, errors="replace") as file:
+        return file.read()
+
+
 def this_process() -> ProcessId | None:
     """Return which process this is."""
-    return process_id(os.getpid())
+    return _kept_id(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _kept_id(pid: int) -> ProcessId | None:
+    return process_id(pid)
 
 
 def is_alive(process: ProcessId | None) -> bool:
@@ -39,15 +54,16 @@ def scripts_of(uuid: uuid_module.UUID) -> list[int]:
     """
     wanted = f"VOL_UUID={uuid}".encode()
     return [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and _is_script(entry) and wanted in _words(entry / "environ")
+        int(entry)
+        for entry in os.listdir("/proc")
+        if entry.isdigit() and _is_script(entry) and wanted in _words(f"/proc/{entry}/environ")
     ]
 
 
-def _is_script(entry: Path) -> bool:
-    program = [Path(os.fsdecode(word)) for word in _words(entry / "cmdline")[:2]]
-    return any(path.is_absolute() and path.name in tuple(Action) for path in program) and _leads(int(entry.name))
+def _is_script(pid: str) -> bool:
+    program = [os.fsdecode(word) for word in _words(f"/proc/{pid}/cmdline")[:2]]
+    names = [os.path.basename(path) for path in program if path.startswith("/")]
+    return any(name in tuple(Action) for name in names) and _leads(int(pid))
 
 
 def _leads(pid: int) -> bool:
@@ -57,9 +73,10 @@ def _leads(pid: int) -> bool:
         return False
 
 
-def _words(path: Path) -> list[bytes]:
+def _words(path: str) -> list[bytes]:
     try:
-        return path.read_bytes().split(b"\0")
+        with open(path, "rb") as file:
+            return file.read().split(b"\0")
     except OSError:
         return []
 
@@ -70,9 +87,9 @@ def is_qemu(pid: int) -> bool:
     A QEMU that is run by a loader or a wrapper has its name among these words.
     """
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:8]
-        program = str(Path(f"/proc/{pid}/exe").readlink())
+        words = _text(f"/proc/{pid}/cmdline").split("\0")[:8]
+        program = os.readlink(f"/proc/{pid}/exe")
     except OSError:
         return False
-    names = [Path(word).name for word in (program, *words)]
+    names = [os.path.basename(word) for word in (program, *words)]
     return any(name.startswith(("qemu-system-", "qemu-kvm", "qemu-storage-daemon")) or name == "kvm" for name in names)

@@ -19,11 +19,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Self
 
+from hvext.core.value import value_object
 from hvext.errors import ProgramError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Self
 
 #: How long after the end of a program its pipes are still read, when somebody else keeps them open.
 _LINGER_S = 0.2
@@ -56,7 +59,7 @@ class _Kept:
         return bytes(self._head) + f"\n[… {self.dropped_bytes} bytes left out …]\n".encode() + bytes(self._tail)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Finished:
     """How a program ended.
 
@@ -75,11 +78,11 @@ class Finished:
     dropped_bytes: int
 
 
-@dataclass(slots=True)
 class Cancel:
     """A switch that another thread may throw to end a running program early."""
 
-    _event: threading.Event = field(default_factory=threading.Event)
+    def __init__(self) -> None:
+        self._event = threading.Event()
 
     def set(self) -> None:
         """Ask for the end; may be repeated."""
@@ -112,11 +115,12 @@ def end_group(pid: int, *, grace_s: float = 0.5) -> None:
 
 def _group_alive(pgid: int) -> bool:
     """Whether any process of the group is more than a zombie."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
             continue
         try:
-            text = (entry / "stat").read_text()
+            with open(f"/proc/{entry}/stat") as file:
+                text = file.read()
         except OSError:
             continue
         state, _ppid, group = text.rpartition(")")[2].split()[:3]

@@ -13,11 +13,7 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
-from typing import IO, Any
 
 from hvext.core.answer import MAX_BYTES, Attachment, check_block_path, parse_answer
 from hvext.core.environment import script_environment
@@ -34,6 +30,7 @@ from hvext.core.provider import (
 from hvext.core.secret import Secret
 from hvext.core.text import quoted
 from hvext.core.uri.mask import masked
+from hvext.core.value import field, value_object
 from hvext.core.volume import Volume
 from hvext.errors import (
     AnswerError,
@@ -46,10 +43,14 @@ from hvext.errors import (
     ScriptTimeout,
 )
 from hvext.host import process
-from hvext.host.files import file_kind
+from hvext.host.files import absolute, file_kind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import IO, Any
 
 #: Providers that come with hvext: the last place to look.
-SHIPPED = str(Path(__file__).resolve().parent.parent / "providers")
+SHIPPED = os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + "/providers"
 DEFAULT_SEARCH_PATH = (*GANETI_SEARCH_PATH, SHIPPED)
 DEFAULT_TIMEOUT_S = 60.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -57,7 +58,7 @@ _LOG_BYTES = 1 << 20
 _LAST_LINES = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class ScriptRun:
     """What one successful run of a script left behind; ``log`` is its log file's path, or empty."""
 
@@ -67,7 +68,7 @@ class ScriptRun:
     duration_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class ProviderHost:
     """Where providers are looked for, and how their scripts are run.
 
@@ -88,7 +89,7 @@ class ProviderHost:
         if isinstance(self.search_path, str):
             raise InputError("the search path is a list of directories, not one text")
         # Scripts run in the provider's directory: from there a relative path would lead elsewhere.
-        object.__setattr__(self, "search_path", tuple(str(Path(folder).absolute()) for folder in self.search_path))
+        object.__setattr__(self, "search_path", tuple(absolute(folder) for folder in self.search_path))
         for name in self.timeouts_s:
             if name not in tuple(Action):
                 raise InputError(f"there is no action {name!r} to give a time limit to")
@@ -124,7 +125,7 @@ class ProviderHost:
         found: dict[str, None] = {}
         for folder in self.search_path:
             with contextlib.suppress(OSError):
-                for entry in sorted(child.name for child in Path(folder).iterdir()):
+                for entry in sorted(os.listdir(folder)):
                     with contextlib.suppress(InputError):
                         if file_kind(f"{folder}/{check_provider_name(entry)}") is FileKind.DIRECTORY:
                             found[entry] = None
@@ -169,13 +170,12 @@ class ProviderHost:
         environment = {
             "PATH": _PATH,
             "LC_ALL": "C",
-            "HOME": str(Path.home()),
+            "HOME": os.path.expanduser("~"),
             **self.environment,
             **script_environment(action, provider.name, volume, **values),
         }
         limit_s = self.timeouts_s.get(action, self.timeout_s)
         with _log_file(self.log_directory, action, provider, volume) as log:
-            log.write(f"{datetime.now(UTC).isoformat()} {provider.script(action)} for volume {volume.name}\n".encode())
             try:
                 result = process.run(
                     [provider.script(action)],
@@ -220,7 +220,8 @@ def load_provider(folder: str, name: str) -> Provider:
         problems.append(f"{PARAMETERS_FILE} {'is missing' if kind is FileKind.MISSING else 'is ' + kind.value}")
     else:
         try:
-            text = Path(f"{path}/{PARAMETERS_FILE}").read_text(encoding="utf-8")
+            with open(f"{path}/{PARAMETERS_FILE}", encoding="utf-8") as file:
+                text = file.read()
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{PARAMETERS_FILE} cannot be read: {error}")
     if problems:
@@ -275,17 +276,22 @@ def _log_file(directory: str | None, action: Action, provider: Provider, volume:
     if directory is None:
         yield _Log("", None)
         return
-    stamp = datetime.now(UTC).strftime("%Y-%m-%d_%H_%M_%S_%f")
-    path = Path(directory) / f"{action}-{provider.name}-{_short(volume.name)}-{stamp}-{os.getpid()}.log"
+    # A command that keeps no logs needs no dates.
+    from datetime import UTC, datetime
+
+    now = datetime.now(UTC)
+    stamp = now.strftime("%Y-%m-%d_%H_%M_%S_%f")
+    path = f"{directory}/{action}-{provider.name}-{_short(volume.name)}-{stamp}-{os.getpid()}.log"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        os.makedirs(directory, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:
         raise ProviderError(
             f"cannot write the log {path}: {error.strerror}", hint="choose another log directory, or none"
         ) from error
     with os.fdopen(descriptor, "wb", buffering=0) as stream:
-        log = _Log(str(path), stream, volume.secrets)
+        log = _Log(path, stream, volume.secrets)
+        log.write(f"{now.isoformat()} {provider.script(action)} for volume {volume.name}\n".encode())
         try:
             yield log
         finally:

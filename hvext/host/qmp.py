@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import socket
 import struct
@@ -17,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, Message, QMPClient, QMPError
 from qemu.qmp.protocol import Runstate, StateError
 
 from hvext.core.secret import Secret
@@ -27,6 +28,8 @@ from hvext.errors import CommandRefused, CommandTimeout, InputError, MonitorErro
 DEFAULT_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 _QUEUE_POLL_S = 0.02
+#: So many commands QEMU takes from its socket before it has carried one out (QMP_REQ_QUEUE_LEN_MAX).
+_PIECE = 8
 _ADVICE = {"Permission denied": "run as root, or as the owner of the socket"}
 _NO_MONITOR = (
     "QEMU makes one with -chardev socket,id=hvext,path=PATH,server=on,wait=off -mon chardev=hvext,mode=control"
@@ -47,7 +50,10 @@ def parse_address(text: str) -> str | tuple[str, int]:
 
 
 class _Client(QMPClient):
-    """The library's client without its log of messages, whose texts it makes also when nobody reads them.
+    """The library's client, which sends commands itself, and without its log of messages, which it makes for nobody.
+
+    The library hands each command from task to task through queues, and turns it into text three times; with a timer
+    for each, that takes as long as QEMU takes for many a command. `ask` writes it at once.
 
     QEMU may send an event before its answer to ``qmp_capabilities``, and the library would take it for that answer: a
     guest whose storage fails could not be connected to. What was meant for a client that left before it had read it
@@ -55,6 +61,58 @@ class _Client(QMPClient):
     """
 
     _greeted = False
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._answers: dict[object, asyncio.Future[Message]] = {}
+        self._unsent: list[bytes] = []
+
+    async def ask(self, command: str, arguments: object, *, limit_s: float, oob: bool) -> Message:
+        """Send a command and return QEMU's answer, also a refusal; raises TimeoutError, and QMPError as the library."""
+        if self.runstate is not Runstate.RUNNING:
+            raise ExecInterruptedError("Disconnected")
+        number = self._get_exec_id()
+        message: dict[str, object] = {"exec-oob" if oob else "execute": command, "id": number}
+        if arguments is not None:
+            message["arguments"] = arguments
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Message] = loop.create_future()
+        self._put(json.dumps(message).encode() + b"\n", loop)
+        self._answers[number] = answer
+        timer = loop.call_later(limit_s, _give_up, answer)
+        try:
+            return await answer
+        finally:
+            timer.cancel()
+            del self._answers[number]
+
+    def _put(self, data: bytes, loop: asyncio.AbstractEventLoop) -> None:
+        """Send a command; those that follow it before its answer, a few in one piece: QEMU wakes up for each piece."""
+        self._unsent.append(data)
+        if not self._answers or len(self._unsent) >= _PIECE:
+            self._send_rest()
+        elif len(self._unsent) == 1:
+            loop.call_soon(self._send_rest)
+
+    def _send_rest(self) -> None:
+        data, self._unsent = b"".join(self._unsent), []
+        if self._writer is not None and data:
+            self._writer.write(data)
+
+    async def _on_message(self, msg: Message) -> None:
+        answer = None if "event" in msg else self._answers.get(msg.get("id"))
+        if answer is None:
+            await super()._on_message(msg)
+        elif not answer.done():
+            answer.set_result(msg)
+
+    async def _bh_disconnect(self) -> None:
+        try:
+            await super()._bh_disconnect()
+        finally:
+            for answer in self._answers.values():
+                if not answer.done():
+                    answer.set_exception(ExecInterruptedError("Disconnected"))
 
     async def _recv(self) -> Message:
         message = await super()._recv()
@@ -77,7 +135,7 @@ class Monitor:
     """An open QMP connection. Made by ``connect``."""
 
     def __init__(
-        self, client: QMPClient, address: str, timeout_s: float, owner: int | None = None, pid: int | None = None
+        self, client: _Client, address: str, timeout_s: float, owner: int | None = None, pid: int | None = None
     ) -> None:
         self._client = client
         self._address = address
@@ -121,10 +179,8 @@ class Monitor:
         """
         limit_s = self._timeout_s if timeout_s is None else timeout_s
         try:
-            async with asyncio.timeout(limit_s):
-                return await self._client.execute(command, _revealed(arguments) if arguments else None, oob)
-        except ExecuteError as error:
-            raise CommandRefused(command, arguments or {}, error.error_class, str(error)) from error
+            given = _revealed(arguments) if arguments else None
+            answer = await self._client.ask(command, given, limit_s=limit_s, oob=oob)
         except TimeoutError as error:
             raise CommandTimeout(
                 f"QEMU at {self._address} did not answer {command} within {limit_s:g} s",
@@ -135,6 +191,12 @@ class Monitor:
                 f"the connection to QEMU at {self._address} broke during {command}: {_words(error)}",
                 hint="if QEMU has ended, hvext recover lets its volumes go; else repeat the command",
             ) from error
+        match answer:
+            case {"return": value}:
+                return value
+            case {"error": {"class": str(kind), "desc": str(words)}}:
+                raise CommandRefused(command, arguments or {}, kind, words)
+        raise MonitorError(f"QEMU at {self._address} answered {command} with what is no answer: {answer!r:.200}")
 
     @contextlib.contextmanager
     def events(self, *names: str, matching: Callable[[Mapping[str, Any]], bool] | None = None) -> Iterator[Events]:
@@ -211,7 +273,7 @@ async def connect(
         await monitor.close()
 
 
-async def _greeted(target: str | tuple[str, int]) -> tuple[QMPClient, int | None]:
+async def _greeted(target: str | tuple[str, int]) -> tuple[_Client, int | None]:
     """Return a client that a monitor has greeted, and QEMU's process number where the socket tells it."""
     client = _Client("hvext")
     # It keeps every event that it is not asked for: in a connection that stays open, for ever.
@@ -230,7 +292,7 @@ async def _greeted(target: str | tuple[str, int]) -> tuple[QMPClient, int | None
     return client, pid
 
 
-async def _abandon(client: QMPClient) -> None:
+async def _abandon(client: _Client) -> None:
     if client.runstate is not Runstate.IDLE:
         with contextlib.suppress(QMPError, OSError, EOFError, StateError):
             await client.disconnect()
@@ -256,6 +318,11 @@ async def _connected(path: str) -> socket.socket:
         raise
 
 
+def _give_up(answer: asyncio.Future[Message]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
+
+
 def _owner(pid: int) -> int | None:
     """Return the user id of a process: what it is now, not what it was when it made its socket."""
     try:
@@ -265,8 +332,13 @@ def _owner(pid: int) -> int | None:
     return next((int(line.split()[2]) for line in status.splitlines() if line.startswith("Uid:")), None)
 
 
+_PLAIN = frozenset((str, int, bool, type(None)))
+
+
 def _revealed(value: Any) -> Any:
     """Return a command's arguments as they go over the wire."""
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Secret):
         return value.reveal()
     if isinstance(value, Mapping):

@@ -9,13 +9,14 @@ import contextlib
 import os
 import platform
 import resource
-from dataclasses import dataclass
 from pathlib import Path
+
+from hvext.core.value import value_object
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class CpuTimes:
     """Processor seconds since some beginning: of the whole machine, of our children that have ended, of a process.
 

@@ -7,8 +7,8 @@ migration and fencing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from functools import partial
+from threading import Event, Semaphore, Thread
 
 from hvext.core.access import Choice, choose_access
 from hvext.core.answer import Attachment
@@ -16,12 +16,15 @@ from hvext.core.disk import Disk
 from hvext.core.provider import Action, Provider
 from hvext.core.secret import Secret
 from hvext.core.uri import Location
+from hvext.core.value import value_object
 from hvext.errors import AnswerError, HvextError, OperationFailed, ScriptFailed, ScriptTimeout
 from hvext.host.files import opened_as
 from hvext.host.private import read_secret_file, remove_private
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 
+#: So many scripts run at once.
+_AT_ONCE = 64
 #: Returns why a location cannot be opened, or None when it can.
 Obstacle = Callable[[Location], str | None]
 
@@ -30,7 +33,7 @@ def nothing_in_the_way(_location: Location) -> None:
     """Return that a location can be opened: for callers that do not know QEMU yet."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Attached:
     """A disk whose volume is attached: what the provider offers, and the order in which it is to be tried."""
 
@@ -44,6 +47,7 @@ def attach(
     host: ProviderHost,
     disk: Disk,
     *,
+    provider: Provider | None = None,
     exclusive: bool | None = True,
     shared: bool = False,
     cancel: Cancel | None = None,
@@ -53,10 +57,10 @@ def attach(
 
     When the answer is unusable, the wished access is not in it, ``open`` fails, or on Ctrl-C, the volume is let go
     again before the error is raised, unless it is ``shared`` with somebody who has it attached. ``obstacle`` is as
-    ``choose_access`` takes it. Raises ProviderError, AccessError, InputError; OperationFailed when it could not be let
-    go.
+    ``choose_access`` takes it, ``provider`` the disk's where the caller has found it already. Raises ProviderError,
+    AccessError, InputError; OperationFailed when it could not be let go.
     """
-    provider = host.find(disk.provider)
+    provider = provider or host.find(disk.provider)
     secrets = given_secrets(disk)
     try:
         attachment = host.attach(provider, disk.volume, cancel=cancel, access=disk.access)
@@ -119,36 +123,31 @@ def attach_all(
     if not disks:
         return []
     cancel = Cancel()
-    futures: list[Future[Attached]] = []
-    with ThreadPoolExecutor(max_workers=min(len(disks), 64), thread_name_prefix="attach") as pool:
-        try:
-            futures.extend(
-                pool.submit(
-                    attach,
-                    host,
-                    disk,
-                    exclusive=exclusive,
-                    shared=shared(disk),
-                    cancel=cancel,
-                    obstacle=obstacle(disk),
-                )
-                for disk in disks
+    turns = Semaphore(_AT_ONCE)
+    attempts: list[_Attempt] = []
+    try:
+        for disk in disks:
+            call = partial(
+                attach, host, disk, exclusive=exclusive, shared=shared(disk), cancel=cancel, obstacle=obstacle(disk)
             )
-            wait(futures)
-        except BaseException as reason:
-            cancel.set()
-            wait(futures)
-            if left := _undo(host, disks, futures, shared):
-                raise OperationFailed(
-                    f"attaching was ended early ({type(reason).__name__}); NOT detached: {'; '.join(left)}",
-                    step="attach",
-                    left=left,
-                ) from reason
-            raise
-    failed = [(disk, error) for disk, future in zip(disks, futures, strict=True) if (error := future.exception())]
+            attempt = _Attempt(disk, call, turns)
+            attempt.start()
+            attempts.append(attempt)
+        _wait(attempts)
+    except BaseException as reason:
+        cancel.set()
+        _wait(attempts)
+        if left := _undo(host, attempts, shared):
+            raise OperationFailed(
+                f"attaching was ended early ({type(reason).__name__}); NOT detached: {'; '.join(left)}",
+                step="attach",
+                left=left,
+            ) from reason
+        raise
+    failed = [(attempt.disk, attempt.error) for attempt in attempts if attempt.error is not None]
     if not failed:
-        return [future.result() for future in futures]
-    left = _undo(host, disks, futures, shared)
+        return [attempt.attached for attempt in attempts if attempt.attached is not None]
+    left = _undo(host, attempts, shared)
     for _disk, error in failed:
         if not isinstance(error, HvextError):
             raise error
@@ -160,12 +159,44 @@ def attach_all(
         + (f"; NOT detached: {'; '.join(left)}" if left else ""),
         step="attach",
         undone=[
-            f"attach {disk.provider}/{disk.volume.name}"
-            for disk, future in zip(disks, futures, strict=True)
-            if not left and not future.exception()
+            f"attach {attempt.disk.provider}/{attempt.disk.volume.name}"
+            for attempt in attempts
+            if not left and not attempt.error
         ],
         left=left,
     ) from failed[0][1]
+
+
+class _Attempt(Thread):
+    """The attach of one disk, in a thread of its own, and what came of it.
+
+    Not by concurrent.futures, which loads logging: that takes as long as Python itself takes to start.
+    """
+
+    def __init__(self, disk: Disk, call: Callable[[], Attached], turns: Semaphore) -> None:
+        super().__init__(name="attach")
+        self.disk = disk
+        self.attached: Attached | None = None
+        self.error: BaseException | None = None
+        self._call = call
+        self._turns = turns
+        # Not `join`: one that Ctrl-C interrupts takes the thread for ended (Python 3.11).
+        self.done = Event()
+
+    def run(self) -> None:
+        """Attach it when it is its turn."""
+        with self._turns:
+            try:
+                self.attached = self._call()
+            except BaseException as error:
+                self.error = error
+            finally:
+                self.done.set()
+
+
+def _wait(attempts: list[_Attempt]) -> None:
+    for attempt in attempts:
+        attempt.done.wait()
 
 
 def given_secrets(disk: Disk) -> dict[str, Secret]:
@@ -181,16 +212,12 @@ def secrets_in_files(files: Mapping[str, str]) -> dict[str, Secret]:
     return {role: Secret(read_secret_file(path)) for role, path in files.items()}
 
 
-def _undo(
-    host: ProviderHost, disks: list[Disk], futures: list[Future[Attached]], shared: Callable[[Disk], bool]
-) -> list[str]:
+def _undo(host: ProviderHost, attempts: list[_Attempt], shared: Callable[[Disk], bool]) -> list[str]:
     """Detach what was attached; return what stays attached, in words."""
-    errors = [future.exception() for future in futures]
+    errors = [attempt.error for attempt in attempts]
     left = [words for error in errors if isinstance(error, OperationFailed) for words in error.left]
-    return left + detach_all(
-        host,
-        [disk for disk, error in zip(disks, errors, strict=False) if error is None and not shared(disk)],
-    )
+    good = [attempt.disk for attempt in attempts if attempt.error is None and not shared(attempt.disk)]
+    return left + detach_all(host, good)
 
 
 def detach_all(host: ProviderHost, disks: list[Disk]) -> list[str]:
@@ -205,7 +232,10 @@ def detach_all(host: ProviderHost, disks: list[Disk]) -> list[str]:
 
     if not disks:
         return []
-    with ThreadPoolExecutor(max_workers=min(len(disks), 64), thread_name_prefix="detach") as pool:
+    # Only at the end of an instance, or when something went wrong.
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(max_workers=min(len(disks), _AT_ONCE), thread_name_prefix="detach") as pool:
         return [words for words in pool.map(let_go, disks) if words]
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from hvext.core.disk import Disk
+from hvext.core.provider import Provider
 from hvext.core.running import RunningDisk
+from hvext.core.value import value_object
 from hvext.errors import HvextError
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
-from hvext.operations.inspect import running_disks
-from hvext.operations.plug import PHASES, Guest, Places, Plugged, PlugWork, already
+from hvext.operations.inspect import checked, running_disks
+from hvext.operations.plug import PHASES, Plugged, PlugWork, already
+from hvext.operations.questions import Guest, Places
 from hvext.operations.steps import Job, ReportPhase, carry_out_all
 
 #: What the phases do, for people.
@@ -25,7 +28,7 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class PlugOutcome:
     """What became of one disk of several: it is ``plugged``, or there is an ``error`` and nothing of it is left.
 
@@ -71,9 +74,10 @@ async def plug_all(
     else speaks against a disk, of which the guest may have something already; ``report`` gets the places of the disks
     in ``disks``.
     """
-    running = await running_disks(monitor)
     places = Places(monitor)
-    guest: Guest | None = None
+    asked = await asyncio.gather(running_disks(monitor), Guest.ask(monitor), places.look(disks), return_exceptions=True)
+    (running,) = checked(asked[:1])
+    providers: dict[str, Provider] = {}
     outcomes: dict[int, PlugOutcome] = {}
     works: dict[int, PlugWork] = {}
     for number, disk in enumerate(disks):
@@ -84,15 +88,17 @@ async def plug_all(
             if remains is not None and remains.device is not None:
                 outcomes[number] = PlugOutcome(disk=disk, plugged=already(remains))
                 continue
-            host.find(disk.provider)
+            _, guest, _ = checked(asked)
+            if disk.provider not in providers:
+                providers[disk.provider] = host.find(disk.provider)
             placed = await places.take(disk)
-            guest = guest or await Guest.ask(monitor)
         except HvextError as error:
             outcomes[number] = PlugOutcome(disk=disk, error=error)
             continue
         works[number] = PlugWork(
             guest,
             host,
+            providers[disk.provider],
             placed,
             disk,
             remains or RunningDisk.nothing(disk.names),

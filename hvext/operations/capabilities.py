@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from hvext.core.capability import DEVICE_TYPES, Capabilities, lacks_module, module_drivers, trial_node
 from hvext.core.schema import Schema
-from hvext.errors import CommandRefused, InputError, MonitorError, ProgramError
+from hvext.core.value import replace
+from hvext.errors import CommandRefused, MonitorError, ProgramError
 from hvext.host import cache
+from hvext.host.files import program_path
 from hvext.host.machine import Machine, MachineOptions, start_machine
 from hvext.host.qmp import Monitor, connect
+from hvext.operations.kept_capabilities import DEFAULT_QEMU, MODULE_DIR, kept_capabilities, kept_name
 from hvext.operations.threads import in_thread
 
-#: The QEMU that is asked when none is named.
-DEFAULT_QEMU = "qemu-system-x86_64"
 #: What the QEMUs that we are connected to can do.
 _known: WeakKeyDictionary[Monitor, Capabilities] = WeakKeyDictionary()
-#: Kept answers as they were read, by name, with what was made of them.
-_read: dict[str, tuple[object, Capabilities]] = {}
-#: QEMU looks for its modules there first.
-_MODULE_DIR = "QEMU_MODULE_DIR"
 
 
 async def query_capabilities(monitor: Monitor, *, binary: str = "") -> Capabilities:
@@ -54,7 +48,7 @@ async def query_capabilities(monitor: Monitor, *, binary: str = "") -> Capabilit
 
 def _is_installed_one(monitor: Monitor) -> bool:
     """Whether the running QEMU is the installed program, with nothing of it replaced since it started."""
-    installed = shutil.which(DEFAULT_QEMU)
+    installed = program_path(DEFAULT_QEMU)
     files = cache.mapped_files(monitor.pid) if monitor.pid is not None else frozenset()
     with contextlib.suppress(OSError):
         return (
@@ -64,11 +58,6 @@ def _is_installed_one(monitor: Monitor) -> bool:
             and all(Path(file).exists() for file in files)
         )
     return False
-
-
-def _kept_name(*parts: str) -> str:
-    """Return the name of a kept answer about these things."""
-    return "qemu-" + hashlib.sha256(os.fsencode("\0".join(sorted(parts)))).hexdigest()[:16]
 
 
 async def _queried(monitor: Monitor, binary: str) -> Capabilities:
@@ -113,17 +102,13 @@ def binary_capabilities(qemu: str = DEFAULT_QEMU) -> Capabilities:
 
     Raises ProgramError when the binary is missing, does not start or is no QEMU.
     """
-    found = shutil.which(qemu)
+    found = program_path(qemu)
     if found is None:
         raise ProgramError(f"{qemu} not found", hint="Debian package qemu-system-x86")
     binary = os.path.realpath(found)
-    name = _kept_name(f"binary {binary}", f"modules {os.environ.get(_MODULE_DIR, '')}")
-    if (answer := cache.kept(name)) is not None:
-        with contextlib.suppress(InputError):
-            known = _read.get(name)
-            if known is None or known[0] is not answer:
-                known = _read[name] = (answer, Capabilities.from_json(answer))
-            return known[1]
+    name = kept_name(binary)
+    if (known := kept_capabilities(name)) is not None:
+        return known
     try:
         capabilities, files = _asked(str(Path(found).absolute()))
     except (ProgramError, MonitorError) as error:
@@ -187,7 +172,7 @@ async def _tried(monitor: Monitor, drivers: Sequence[str]) -> dict[str, bool]:
 @contextlib.contextmanager
 def _started(binary: str) -> Iterator[Machine]:
     """A QEMU without a machine, in a folder of its own."""
-    kept = {name: os.environ[name] for name in (_MODULE_DIR,) if name in os.environ}
+    kept = {name: os.environ[name] for name in (MODULE_DIR,) if name in os.environ}
     options = MachineOptions(name="capabilities", machine="none", qemu=binary, env=kept)
     with tempfile.TemporaryDirectory(prefix="hvext-") as folder, start_machine(options, None, Path(folder)) as machine:
         yield machine

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from hvext.core.device import SHARED_CONTROLLER
 from hvext.core.disk import Disk
 from hvext.core.migration import Description, MovedDisk, cache_mode
-from hvext.core.options import DeviceModel, DiskOptions, ErrorPolicy, Placement, Throttle
+from hvext.core.options import Cache, DeviceModel, DiskOptions, ErrorPolicy, Placement, Throttle
 from hvext.core.plan import controller_iothread
-from hvext.core.running import RunningDisk
+from hvext.core.running import Node, RunningDisk
+from hvext.core.value import replace
 from hvext.errors import CommandRefused, MigrationRefused
 from hvext.host.qmp import Monitor
 from hvext.operations.inspect import running_disks
@@ -38,7 +38,10 @@ async def describe(monitor: Monitor, disks: Sequence[Disk], *, own_controller: b
         monitor.execute("query-cpus-fast"),
         monitor.execute("query-status"),
     )
-    moved = [await _moved(monitor, disk, running[disk.volume.uuid], own_controller=own_controller) for disk in disks]
+    moved = [
+        await _moved(monitor, disk, running[disk.volume.uuid], n_cpus=len(cpus), own_controller=own_controller)
+        for disk in disks
+    ]
     return Description(
         machine=str(machine).removesuffix("-machine"),
         memory_bytes=memory["base-memory"] + memory.get("plugged-memory", 0),
@@ -93,18 +96,30 @@ def _check_named(disks: Sequence[Disk], running: dict[Any, RunningDisk]) -> None
                 f"{words} does not stand on hvext's nodes: {found.device!r}",
                 hint="libvirt migrates what libvirt started; otherwise unplug it and plug it with hvext",
             )
-        if not found.protocol.direct and not found.root.read_only:
-            raise MigrationRefused(
-                f"{words} is not opened with cache.direct=on: the target would read what its host had in the page "
-                "cache, and not what the source wrote",
-                hint="unplug it and plug it with cache=none",
-            )
+        if not found.root.read_only:
+            _check_cache(found.protocol, words)
 
 
-async def _moved(monitor: Monitor, disk: Disk, running: RunningDisk, *, own_controller: bool) -> MovedDisk:
+def _check_cache(protocol: Node, words: str) -> None:
+    # QEMU flushes all disks when the guest has stopped, and the target's invalidates the cache of such a client.
+    if protocol.cached_by_client and protocol.no_flush:
+        raise MigrationRefused(
+            f"{words} is opened with cache=unsafe: what the cache of its storage's client holds is never flushed, and "
+            "would be missing on the target",
+            hint="unplug it and plug it with cache=none or cache=writeback",
+        )
+    if not protocol.direct and not protocol.cached_by_client:
+        raise MigrationRefused(
+            f"{words} is not opened with cache.direct=on: the target would read what its host had in the page "
+            "cache, and not what the source wrote",
+            hint="unplug it and plug it with cache=none",
+        )
+
+
+async def _moved(monitor: Monitor, disk: Disk, running: RunningDisk, *, n_cpus: int, own_controller: bool) -> MovedDisk:
     assert running.root is not None  # noqa: S101
     path = f"{_PERIPHERAL}/{running.device}"
-    address, options = await asyncio.gather(device_address(monitor, path), _options(monitor, running, path))
+    address, options = await asyncio.gather(device_address(monitor, path), _options(monitor, running, path, n_cpus))
     placement = options.placement
     if own_controller and options.device is DeviceModel.SCSI_HD and placement.bus == SHARED_CONTROLLER:
         link = await _property(monitor, f"{_PERIPHERAL}/{SHARED_CONTROLLER}", "iothread")
@@ -115,19 +130,22 @@ async def _moved(monitor: Monitor, disk: Disk, running: RunningDisk, *, own_cont
     return MovedDisk(disk=replace(disk, options=options), size_bytes=top.size_bytes, address=address)
 
 
-async def _options(monitor: Monitor, running: RunningDisk, path: str) -> DiskOptions:
-    """Return the options with which this disk could have been plugged."""
+async def _options(monitor: Monitor, running: RunningDisk, path: str, n_cpus: int) -> DiskOptions:
+    """Return the options with which this disk could have been plugged.
+
+    As many queues as virtual processors are what it has without being told, on the target as well.
+    """
     root, protocol = running.root, running.protocol
     assert root is not None and protocol is not None  # noqa: S101, PT018
-    names = ("serial", "bootindex", "werror", "rerror", "write-cache", "iothread")
-    serial, bootindex, werror, rerror, write_cache, iothread = await asyncio.gather(
+    names = ("serial", "bootindex", "werror", "rerror", "write-cache", "iothread", "num-queues")
+    serial, bootindex, werror, rerror, write_cache, iothread, queues = await asyncio.gather(
         *(_property(monitor, path, name) for name in names)
     )
     opened = protocol.by_name
     own_iothread = str(iothread or "").rpartition("/")[2]
     return DiskOptions(
         device=DeviceModel(str(running.model)),
-        cache=cache_mode(direct=protocol.direct, no_flush=protocol.no_flush, write_cache=write_cache != "off"),
+        cache=_cache(protocol, write_cache=write_cache != "off"),
         aio=opened.aio if opened else None,
         discard=opened.discard if opened else DiskOptions().discard,
         detect_zeroes=root.detect_zeroes,
@@ -137,9 +155,16 @@ async def _options(monitor: Monitor, running: RunningDisk, path: str) -> DiskOpt
         serial=serial or None,
         bootindex=None if bootindex in (None, -1) else int(bootindex),
         iothread="auto" if own_iothread == running.names.iothread else own_iothread or None,
+        queues=None if queues in (None, n_cpus) else int(queues),
         throttle=await _throttle(monitor, running),
         placement=await _placement(monitor, path),
     )
+
+
+def _cache(protocol: Node, *, write_cache: bool) -> Cache | None:
+    """Return the cache mode; None for what hvext chooses where a client has a cache: the target may have another."""
+    mode = cache_mode(direct=protocol.direct, no_flush=protocol.no_flush, write_cache=write_cache)
+    return None if protocol.cached_by_client and mode is Cache.WRITEBACK else mode
 
 
 async def _throttle(monitor: Monitor, running: RunningDisk) -> Throttle:

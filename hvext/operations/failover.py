@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 from hvext.core.causes import hint_for
@@ -35,6 +34,7 @@ from hvext.core.identity import DiskNames, parse_protocol_name
 from hvext.core.node import raw_node_of, throttle_node_of
 from hvext.core.running import RunningDisk
 from hvext.core.uri import Location, masked
+from hvext.core.value import value_object
 from hvext.errors import (
     CapabilityError,
     CommandRefused,
@@ -51,7 +51,7 @@ from hvext.operations.frozen import stuck_now
 from hvext.operations.health import check_health
 from hvext.operations.inspect import chain_of, device_iothread, has_node, running_disks, seen_again
 from hvext.operations.nodes import add_node, delete_node, remove_needs
-from hvext.operations.opening import Movable, check_direct, location_obstacle, opening
+from hvext.operations.opening import Movable, check_can_fail_over, location_obstacle, opening
 from hvext.operations.repoint import disk_in_guest, whole
 from hvext.operations.steps import Report, Step, carry_out, may_have_done, silent, tidy_up
 
@@ -61,7 +61,7 @@ IO_ERROR = "io-error"
 _MIGRATING = ("inmigrate", "postmigrate", "finish-migrate")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class FailedOver:
     """A disk that stands on other storage now; ``passed_over`` says of each candidate before why it was not taken."""
 
@@ -108,7 +108,7 @@ async def fail_over(
     running = await _found(monitor, names, known)
     try:
         disk = whole(running)
-        check_direct(disk)
+        check_can_fail_over(disk)
     except RepointRefused as error:
         raise FailoverRefused(error.message, hint=error.hint) from error
     if not candidates:
@@ -185,7 +185,8 @@ async def _silent(monitor: Monitor, disks: Iterable[RunningDisk]) -> list[UUID]:
     async def is_silent(location: Location) -> bool:
         try:
             return (await check_health(monitor, location)).state is HealthState.SILENT
-        except ProgramError:
+        except (ProgramError, InputError):
+            # Nobody can look: what QEMU tells of an image may lack the options that it was opened with.
             return False
 
     places = {disk.names.uuid: disk.protocol.location for disk in disks if disk.protocol}
@@ -289,7 +290,7 @@ def _tops(disk: Movable, protocol: str) -> list[dict[str, object]]:
             name,
             protocol,
             read_only=root.read_only,
-            direct=root.direct,
+            direct=disk.protocol.direct,
             no_flush=root.no_flush,
             detect_zeroes=root.detect_zeroes,
         )
@@ -301,7 +302,7 @@ def _tops(disk: Movable, protocol: str) -> list[dict[str, object]]:
                 name,
                 names.throttle_group,
                 read_only=throttle.read_only,
-                direct=throttle.direct,
+                direct=disk.protocol.direct,
                 no_flush=throttle.no_flush,
             )
         )

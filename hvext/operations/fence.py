@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from hvext.core.disk import Disk
@@ -23,6 +22,7 @@ from hvext.core.running import RunningDisk
 from hvext.core.text import quoted
 from hvext.core.uri import Location, masked
 from hvext.core.uri.nbd import NbdLocation, UnixServer
+from hvext.core.value import field, value_object
 from hvext.errors import (
     CannotCut,
     CommandRefused,
@@ -45,7 +45,7 @@ from hvext.operations.failover import FailedOver, fail_over
 from hvext.operations.frozen import cuttable, stuck_now, yank
 from hvext.operations.health import check_health
 from hvext.operations.inspect import seen_again
-from hvext.operations.opening import Movable
+from hvext.operations.opening import Movable, check_can_fail_over
 from hvext.operations.repoint import disk_in_guest, whole
 from hvext.operations.steps import Report, Step, carry_out, silent
 from hvext.operations.threads import in_thread
@@ -59,7 +59,7 @@ _SILENT_S = 1.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class CommandFence:
     """A fence that is a program: exit status 0 means that the storage cannot be written through the old way any more.
 
@@ -87,7 +87,7 @@ class CommandFence:
         return f"command {shlex.join(self.argv)}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class ProviderFence:
     """The provider's own fence: its ``close``, which ends this host's access to the volume.
 
@@ -105,7 +105,7 @@ class ProviderFence:
 Fence = CommandFence | ProviderFence
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class FrozenDisk:
     """A disk whose storage is silent: where it may go, and what makes sure that it may.
 
@@ -220,6 +220,8 @@ async def _check_all(monitor: Monitor, frozen: Sequence[FrozenDisk]) -> list[Mov
         found = await seen_again(monitor, each.known) if each.known else None
         try:
             disks.append(whole(found or await disk_in_guest(monitor, each.disk.names)))
+            # Before the fence: what it does cannot be taken back.
+            check_can_fail_over(disks[-1])
         except (DiskNotFound, RepointRefused, CommandRefused) as error:
             raise FailoverRefused(error.message, hint=error.hint) from error
     listed = {each.disk.names.uuid for each in frozen}

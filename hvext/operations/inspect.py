@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid as uuid_module
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -21,6 +21,7 @@ from hvext.core.topology import (
     linked_children,
     typed_children,
 )
+from hvext.core.value import value_object
 from hvext.errors import CommandRefused
 from hvext.host.qmp import Monitor
 
@@ -32,21 +33,31 @@ _PC_BUS = "/machine/i440fx/pci.0"
 _addresses: WeakKeyDictionary[Monitor, dict[tuple[str, str], tuple[int, int]]] = WeakKeyDictionary()
 
 
+async def all_of(*questions: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Return the answers to several questions, asked at once; raises the first error when all are there.
+
+    An answer that is still to come would be the first thing that the next client is told.
+    """
+    return checked(await asyncio.gather(*questions, return_exceptions=True))
+
+
+def checked(answers: Sequence[Any]) -> list[Any]:
+    """Return these answers; raises the first error among them."""
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return list(answers)
+
+
 async def running_disks(monitor: Monitor) -> dict[uuid_module.UUID, RunningDisk]:
     """Return hvext's disks of the guest by uuid, whole or in pieces."""
-    asked = await asyncio.gather(
+    nodes, statistics, peripherals, objects, chardevs = await all_of(
         monitor.execute("query-named-block-nodes", {"flat": True}),
         monitor.execute("query-blockstats"),
         _listing(monitor, _PERIPHERAL),
         _listing(monitor, "/objects"),
         _listing(monitor, "/chardevs"),
-        # All answers are awaited: one that is still to come would be the first thing that the next client is told.
-        return_exceptions=True,
     )
-    for answer in asked:
-        if isinstance(answer, BaseException):
-            raise answer
-    nodes, statistics, peripherals, objects, chardevs = cast("list[Any]", asked)
     own = [name for name in typed_children(chardevs) if owner_of_chardev(name)]
     paths = await asyncio.gather(*(_socket_path(monitor, name) for name in own))
     sockets = dict(zip(own, paths, strict=True))
@@ -161,7 +172,7 @@ async def iothreads(monitor: Monitor) -> set[str]:
     return {entry["id"] for entry in await monitor.execute("query-iothreads")}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class ControllerOf:
     """The controller of a SCSI disk: its own path and that of the virtio device in it, and how many disks it has."""
 

@@ -12,17 +12,16 @@ import threading
 import time
 import uuid as uuid_module
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
 from hvext.core.record import DiskRecord, Intent, Operation, ProcessId, Unfinished, VmRecord, is_whole
 from hvext.core.secret import Secret
 from hvext.core.uri.location import PrivateFile
+from hvext.core.value import replace
 from hvext.core.volume import Volume
 from hvext.errors import HvextError, InputError, JournalError, OperationFailed, PlugError
-from hvext.host.journal import JournalFolder, Lock
+from hvext.host.journal import JournalFolder, Lock, Sync
 from hvext.host.private import private_folder, read_secret_file, remove_private, write_private
 from hvext.host.proc import is_alive, process_id, this_process
 from hvext.host.provider import ProviderHost
@@ -37,6 +36,10 @@ from hvext.operations.records import read_records as read_records
 from hvext.operations.records import runs as runs
 from hvext.operations.records import users_of as users_of
 from hvext.operations.records import waits as waits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: Longer than the scripts and commands of one operation take that goes well.
 LOCK_LIMIT_S = 180.0
@@ -60,13 +63,16 @@ class Journal:
         self._monitor = monitor
         self._process = process
         self._record = VmRecord(name=name)
-        # What the file holds, and the record that this makes; None where only the whole can be written.
+        # What the file holds, and the record that this makes: the one above, or None where only the whole can be
+        # written.
         self._text = ""
         self._whole_length = 0
         self._written: VmRecord | None = None
         # Steps are written by the event loop, scripts' beginnings by threads.
         self._writing = threading.RLock()
-        self._deferred = False
+        self._sync: Sync | None = None
+        # Inside of `at_once`: the disks that were changed so far.
+        self._deferred: set[uuid_module.UUID] | None = None
 
     def read(self) -> VmRecord:
         """Return the record as it is now, also while somebody works on it; raises JournalError."""
@@ -139,7 +145,10 @@ class Journal:
         try:
             yield
         finally:
-            lock.release(remove=not self._record.disks)
+            try:
+                self.wait_for_disk()
+            finally:
+                lock.release(remove=not self._record.disks)
 
     @property
     def record(self) -> VmRecord:
@@ -181,37 +190,53 @@ class Journal:
     def at_once(self) -> Iterator[None]:
         """Write all that is changed in the block in one piece, at its end. Raises JournalError."""
         with self._writing:
-            before, self._deferred = self._record, True
+            before, self._deferred = self._record, set()
             try:
                 yield
-                self._deferred = False
-                self.write(self._record)
+                changed, self._deferred = self._deferred, None
+                self._write(self._record, changed)
             except BaseException:
                 self._record = before
                 raise
             finally:
-                self._deferred = False
+                self._deferred = None
 
     def write(self, record: VmRecord) -> None:
         """Put ``record`` in the place of what is written; one without disks is removed. Raises JournalError."""
+        self._write(record, None)
+
+    def write_disk(self, record: DiskRecord) -> None:
+        """Put the record of one disk into that of the VM. Raises JournalError."""
+        self._write(self._record.with_disk(record), {record.disk.volume.uuid})
+
+    def _write(self, record: VmRecord, changed: set[uuid_module.UUID] | None) -> None:
+        """Write a record in which these disks have changed; None: any may have."""
         with self._writing:
-            if self._deferred:
+            if self._deferred is not None:
+                self._deferred |= {*record.disks, *self._record.disks} if changed is None else changed
                 self._record = record
                 return
             if record.disks:
-                self._put(record)
+                self._put(record, changed)
             else:
                 self.folder.remove(self.name)
                 self._written = None
             self._record = record
 
-    def _put(self, record: VmRecord) -> None:
-        """Write what has changed behind what stands there, or all of it: the file stays less than twice as long."""
-        changes = record.changes_since(self._written) if self._written is not None else None
+    def _put(self, record: VmRecord, changed: set[uuid_module.UUID] | None) -> None:
+        """Write what has changed behind what stands there, or all of it: the file stays less than twice as long.
+
+        What has to outlive the host gets to the disk while the operation goes on, and is there when it ends: a host
+        that loses its power before has lost the guest as well.
+        """
+        changes = record.changes_since(self._written, changed) if self._written is not None else None
         room = changes is not None and len(self._text) + len(changes.text) <= 2 * self._whole_length + _ROOM
         # When writing fails, it is not known what stands there.
         self._written = None
-        if changes is not None and room and self.folder.append(self.name, changes.text, lasting=changes.matters):
+        if changes is not None and room and self.folder.append(self.name, changes.text):
+            if changes.matters:
+                self.wait_for_disk()
+                self._sync = Sync(self.folder, self.name)
             self._text += changes.text
             self._written = record
             return
@@ -220,10 +245,20 @@ class Journal:
         self.folder.store(self.name, self._text)
         self._written = record
 
+    def wait_for_disk(self) -> None:
+        """Return when all that has to outlive the host is on the disk; raises JournalError."""
+        sync, self._sync = self._sync, None
+        if sync is not None:
+            try:
+                sync.wait()
+            except JournalError:
+                self._written = None
+                raise
+
     def forget(self, *uuids: uuid_module.UUID) -> None:
         """Remove disks and their kept secrets; one that is not there is no error. Raises JournalError."""
         # In this order: a record whose secrets are gone could not be recovered, files without a record can.
-        self.write(replace(self._record, disks=_but(self._record.disks, uuids)))
+        self._write(replace(self._record, disks=_but(self._record.disks, uuids)), set(uuids))
         self._forget_secrets(uuids)
 
     def _forget_secrets(self, uuids: Iterable[uuid_module.UUID]) -> None:
@@ -251,6 +286,7 @@ class Journal:
             self.write(replace(self._record, disks=disks))
             if gone:
                 self._forget_secrets(gone)
+            self.wait_for_disk()
         except JournalError as error:
             raise _not_ended(error) from error
 
@@ -269,7 +305,7 @@ class Journal:
         """
         with self.folder.comparing():
             entry = self._begun(operation, disk, self._others(), intent=intent, exclusive=exclusive, details=details)
-            self.write(self.seen().with_disk(entry.record))
+            self._write(self.seen().with_disk(entry.record), {entry.uuid})
         return entry
 
     def begin_all(
@@ -354,7 +390,7 @@ class Journal:
             known = self._record.disks.get(uuid)
             if known is not None and known.unfinished is not None:
                 work = replace(known.unfinished, **values)
-                self.write(self._record.with_disk(replace(known, unfinished=work)))
+                self.write_disk(replace(known, unfinished=work))
 
 
 class Entry:
@@ -413,8 +449,8 @@ class Entry:
             known = self._journal.record.disks[self._uuid]
             if known.unfinished is not None and known.unfinished.operation in _STAYING:
                 intent = known.intent
-            ended = replace(known, intent=intent, unfinished=waiting, **values)
-            self._journal.write(self._journal.record.with_disk(ended))
+            self._journal.write_disk(replace(known, intent=intent, unfinished=waiting, **values))
+            self._journal.wait_for_disk()
         except JournalError as error:
             raise _not_ended(error) from error
 
@@ -429,7 +465,7 @@ class Entry:
             self._journal.forget(self._uuid)
         else:
             self.keep_again()
-            self._journal.write(self._journal.record.with_disk(self.before))
+            self._journal.write_disk(self.before)
 
     @contextlib.contextmanager
     def written_down(self, *, one_way: bool = False) -> Iterator[Entry]:

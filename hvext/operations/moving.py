@@ -7,12 +7,12 @@ left alone until somebody goes on with the migration, or gives it up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from hvext.core.disk import Disk
 from hvext.core.migration import Description
 from hvext.core.record import DiskRecord, Intent, Operation, VmRecord
+from hvext.core.value import replace
 from hvext.errors import HvextError, InputError, MigrationRefused, QemuError
 from hvext.host.journal import JournalFolder
 from hvext.host.proc import this_process

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hvext.core.capability import Capabilities
 from hvext.core.identity import DiskNames
 from hvext.core.options import DiskOptions
 from hvext.core.plan import DiskPlan, options_obstacle, plan_disk
@@ -10,6 +9,10 @@ from hvext.core.uri import Location
 from hvext.errors import CapabilityError, InputError
 from hvext.host.private import private_folder
 from hvext.operations.attachments import Obstacle
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hvext.core.capability import Capabilities
 
 
 def openable(

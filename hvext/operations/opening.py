@@ -6,14 +6,13 @@ yet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from hvext.core.causes import hint_for
 from hvext.core.identity import ProtocolName
 from hvext.core.node import protocol_node_of
 from hvext.core.running import Node, RunningDisk
 from hvext.core.uri import Location, masked
 from hvext.core.uri.location import Companions, Needs
+from hvext.core.value import replace, value_object
 from hvext.errors import CommandRefused, QemuError, RepointRefused
 from hvext.host.private import private_folder
 from hvext.host.qmp import Monitor
@@ -24,7 +23,7 @@ from hvext.operations.rehearsal import rehearse
 from hvext.operations.steps import Step
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Movable:
     """A whole disk of a running guest: its raw node and the protocol node in use."""
 
@@ -64,9 +63,18 @@ async def location_obstacle(monitor: Monitor, disk: Movable, location: Location)
     return None
 
 
-def check_direct(disk: Movable) -> None:
-    """Raise RepointRefused for a disk whose storage is opened with the host's page cache in between."""
-    if not disk.protocol.direct:
+def check_can_move(disk: Movable) -> None:
+    """Raise RepointRefused for a disk whose storage is opened with a cache in between that a move does not empty.
+
+    A client's cache is emptied by the flush before the switch, and goes with its node. The page cache stays.
+    """
+    if disk.protocol.cached_by_client and disk.protocol.no_flush:
+        raise RepointRefused(
+            f"disk {disk.running.names.uuid} is opened with cache=unsafe: the cache of its storage's client is never "
+            "flushed, and a move would lose what is in it",
+            hint="unplug it and plug it with cache=none or cache=writeback",
+        )
+    if not disk.protocol.direct and not disk.protocol.cached_by_client:
         raise RepointRefused(
             f"disk {disk.running.names.uuid} is not opened with cache.direct=on: after a move the guest would read "
             "stale data",
@@ -74,31 +82,48 @@ def check_direct(disk: Movable) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def check_can_fail_over(disk: Movable) -> None:
+    """Raise RepointRefused for a disk whose storage cannot be left without a flush: one with any cache in between."""
+    if disk.protocol.cached_by_client:
+        raise RepointRefused(
+            f"acknowledged writes of disk {disk.running.names.uuid} may be in the cache of its storage's client "
+            f"({disk.protocol.driver}): a failover would lose them, and the guest would not know",
+            hint="use cache=none for a disk that is to be failed over; storage that is alive can be left with hvext "
+            "repoint, which flushes",
+        )
+    check_can_move(disk)
+
+
+@value_object
 class Opening:
-    """The protocol node called ``name`` for a new location, and the steps that make it."""
+    """The protocol node called ``name`` for a new location, the steps that make it, and its ``cache.direct``."""
 
     name: str
     steps: tuple[Step, ...]
+    direct: bool
 
 
 async def opening(
     monitor: Monitor, disk: Movable, location: Location, *, exact_size: bool, rehearsed: bool = False
 ) -> Opening:
-    """Return what opens ``location`` with the options that the disk's storage has now.
+    """Return what opens ``location`` with the options that the disk's storage has now; but for a client's cache.
+
+    One that is in use now is used at the new location as well if its client has one, and nothing else takes its place.
 
     With ``exact_size`` the new storage must have the disk's size, else at least that. ``rehearsed`` says that another
     process has opened it just now, and has read its last block. Raises CapabilityError and InputError before anything
     is done.
     """
     names, old = disk.running.names, disk.protocol
+    # Nothing is moved into the page cache.
+    direct = old.direct or not location.own_cache
     opened = replace(old.by_name or ProtocolName(), generation=disk.running.free_generation)
     node = protocol_node_of(
         location,
         names,
         opened,
         read_only=disk.root.read_only,
-        direct=old.direct,
+        direct=direct,
         no_flush=old.no_flush,
         folder=private_folder(),
     )
@@ -114,6 +139,7 @@ async def opening(
 
     return Opening(
         name=name,
+        direct=direct,
         steps=(
             *needs_steps(monitor, needs, name),
             Step(

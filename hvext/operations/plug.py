@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
-from hvext.core.access import Candidate
-from hvext.core.capability import Capabilities
+from hvext.core.access import Access, Candidate
 from hvext.core.causes import hint_for
 from hvext.core.disk import Disk
 from hvext.core.options import DeviceModel, DiskOptions
 from hvext.core.plan import DiskPlan, plan_disk
+from hvext.core.provider import Provider
 from hvext.core.running import RunningDisk
-from hvext.core.topology import Topology, place_disk
 from hvext.core.uri import FileLocation, Location, Opened, masked
+from hvext.core.value import value_object
 from hvext.errors import (
     CommandRefused,
     CommandTimeout,
     HvextError,
-    InputError,
     MonitorError,
     OperationFailed,
     PlugError,
@@ -30,17 +27,11 @@ from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
 from hvext.operations import attachments
-from hvext.operations.attachments import Attached, Obstacle
-from hvext.operations.capabilities import query_capabilities
+from hvext.operations.attachments import Attached
 from hvext.operations.inspect import (
-    glance,
     has_device,
     has_node,
     has_object,
-    iothreads,
-    memory_is_shared,
-    running_disk,
-    topology,
 )
 from hvext.operations.nodes import (
     add_chardev,
@@ -52,7 +43,8 @@ from hvext.operations.nodes import (
     remove_needs,
     remove_remains,
 )
-from hvext.operations.openable import check_plan, openable
+from hvext.operations.openable import check_plan
+from hvext.operations.questions import Guest, Places, Questions
 from hvext.operations.rehearsal import rehearse
 from hvext.operations.steps import Report, Step, carry_out, silent
 from hvext.operations.threads import in_thread
@@ -63,7 +55,7 @@ CLEAN, ATTACH, OBJECTS, OPEN, NODES, DEVICE = PHASES = ("clean", "attach", "obje
 _ALREADY = "the guest has this disk already; options and access of this call were not applied"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Plugged:
     """A disk that the guest has. ``changed`` is False when it had it before; ``node`` is empty behind vhost-user."""
 
@@ -97,6 +89,7 @@ async def plug(
     exclusive: bool = True,
     shared: bool = False,
     known: bool = True,
+    questions: Questions | None = None,
     report: Report = silent,
 ) -> Plugged:
     """Attach a disk's volume and plug it into the guest.
@@ -104,20 +97,20 @@ async def plug(
     ``exclusive`` is what the volume is opened with: False on the target of a migration. A volume that is ``shared``
     with other guests of this host stays attached whatever happens. A disk with a second candidate gets the error
     policy ``stop``, unless its options say otherwise. What an earlier plug left is looked for (and removed) when the
-    disk is ``known``: when anything is written down about it.
+    disk is ``known``: when anything is written down about it. ``questions`` are those that were asked before.
 
     The candidates of the access choice are tried in order; the result's reason says why an earlier one was passed
     over. Whatever fails, everything is as before afterwards. Repeating it for a disk that is plugged changes nothing
     and says so. Raises OperationFailed, or PlugError, InputError, ProviderNotFound and ProviderInvalid before anything
     was done.
     """
-    running = await (running_disk if known else glance)(monitor, disk.names)
+    questions = questions or Questions(monitor, host, disk, known=known)
+    running = await questions.running()
     if running.device is not None:
         return already(running)
-    host.find(disk.provider)
-    placed = await Places(monitor).take(disk)
-    guest = await Guest.ask(monitor)
-    work = PlugWork(guest, host, placed, disk, running, exclusive=exclusive, shared=shared)
+    guest, provider = await questions.rest()
+    placed = await questions.places.take(disk)
+    work = PlugWork(guest, host, provider, placed, disk, running, exclusive=exclusive, shared=shared)
     try:
         await carry_out(work.operation, work.steps(), report=report)
     except OperationFailed as error:
@@ -126,25 +119,6 @@ async def plug(
             raise
         return await plug(monitor, host, disk, exclusive=exclusive, shared=shared, report=report)
     return work.result()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guest:
-    """What every plug has to know of a guest."""
-
-    monitor: Monitor
-    capabilities: Capabilities
-    shared_memory: bool
-
-    @classmethod
-    async def ask(cls, monitor: Monitor) -> Guest:
-        """Ask QEMU."""
-        capabilities, shared_memory = await asyncio.gather(query_capabilities(monitor), memory_is_shared(monitor))
-        return cls(monitor=monitor, capabilities=capabilities, shared_memory=shared_memory)
-
-    def obstacle(self, disk: Disk) -> Obstacle:
-        """Return what finds out why a disk cannot be opened at a location."""
-        return openable(self.capabilities, disk.names, disk.options, shared_memory=self.shared_memory)
 
 
 def already(running: RunningDisk) -> Plugged:
@@ -174,40 +148,6 @@ def already(running: RunningDisk) -> Plugged:
     )
 
 
-class Places:
-    """The places in a guest, as QEMU told them once; each is given to one disk."""
-
-    def __init__(self, monitor: Monitor, *, afresh: bool = False) -> None:
-        self._monitor = monitor
-        self._afresh = afresh
-        self._topologies: dict[DeviceModel, Topology] = {}
-        self._iothreads: set[str] | None = None
-
-    async def take(self, disk: Disk) -> Disk:
-        """Return the disk with its place in the guest chosen; raises PlugError, InputError."""
-        options = disk.options
-        scsi = options.device is DeviceModel.SCSI_HD
-        if scsi and options.iothread == "auto":
-            raise InputError(
-                "a scsi-hd runs in the iothread of its controller: iothread=auto is not possible for hot-plug",
-                hint="name the iothread that a controller of the guest has, or leave it out",
-            )
-        if options.iothread not in (None, "auto"):
-            await self._check_iothread(str(options.iothread))
-        model = options.device
-        if model not in self._topologies:
-            self._topologies[model] = await topology(self._monitor, model, afresh=self._afresh)
-        place = place_disk(options, self._topologies[model], options.iothread if scsi else None)
-        self._topologies[model] = self._topologies[model].without(place)
-        return replace(disk, options=replace(options, placement=place))
-
-    async def _check_iothread(self, name: str) -> None:
-        if self._iothreads is None:
-            self._iothreads = await iothreads(self._monitor)
-        if name not in self._iothreads:
-            raise PlugError(f"the guest has no iothread {name!r}", hint="iothread=auto makes one for the disk")
-
-
 class PlugWork:
     """One plug in progress, of a disk whose place was chosen: what the steps hand to each other.
 
@@ -218,6 +158,7 @@ class PlugWork:
         self,
         guest: Guest,
         host: ProviderHost,
+        provider: Provider,
         disk: Disk,
         wished: Disk,
         remains: RunningDisk,
@@ -227,6 +168,7 @@ class PlugWork:
     ) -> None:
         self._monitor = guest.monitor
         self._host = host
+        self._provider = provider
         self._disk = disk
         self._wished = wished
         self._remains = remains
@@ -323,7 +265,8 @@ class PlugWork:
             return await Places(self._monitor).take(self._wished)
 
     async def _add_device(self, disk: Disk) -> None:
-        plan = self._plan_at(self._opened.location, disk.options)
+        moved = disk.options.placement != self._opened.options.placement
+        plan = self._plan_at(self._opened.location, disk.options) if moved else self._opened
         self._capabilities.check_device(plan.device)
         await self._monitor.execute("device_add", plan.device)
 
@@ -335,6 +278,7 @@ class PlugWork:
             return attachments.attach(
                 self._host,
                 self._disk,
+                provider=self._provider,
                 exclusive=self._exclusive,
                 shared=self._shared,
                 cancel=cancel,
@@ -354,7 +298,9 @@ class PlugWork:
             plan = self._plan_at(candidate.location, self._disk.options)
             self._plan, self._candidate = plan, candidate
             try:
-                check_plan(self._capabilities, plan)
+                if candidate.access is not Access.USERSPACE:
+                    # What a URI needs of QEMU was looked at when it was chosen.
+                    check_plan(self._capabilities, plan)
                 await self._make(plan)
             except (CommandTimeout, MonitorError):
                 # It may have been opened: not the time to open another.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 from hvext.core.disk import Disk
 from hvext.core.record import DiskRecord, Operation, ProcessId, Unfinished, VmRecord, same_volume
@@ -13,6 +12,10 @@ from hvext.errors import InputError, JournalError
 from hvext.host.journal import JournalFolder
 from hvext.host.proc import is_alive, scripts_of
 from hvext.host.process import end_group
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def read_records(folder: JournalFolder, *, but: str | None = None) -> dict[str, VmRecord]:

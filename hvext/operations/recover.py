@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import uuid as uuid_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from hvext.core.audit import left_files, left_objects, owner_of_file, was_sent
 from hvext.core.disk import Disk
 from hvext.core.record import DiskRecord, Intent, Operation, Unfinished, VmRecord
 from hvext.core.running import RunningDisk
+from hvext.core.value import replace, value_object
 from hvext.errors import HvextError, OperationFailed, ScriptFailed
 from hvext.host.journal import JournalFolder
 from hvext.host.private import private_files, remove_private
@@ -47,7 +47,7 @@ class Outcome(StrEnum):
     LEFT = "left"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Recovered:
     """What was done about one disk of one VM (empty: nobody's)."""
 

@@ -6,32 +6,32 @@
     blockdev-reopen   the raw node, with the new node as its file
     blockdev-del      the old protocol node
 
-The guest notices nothing: its device and the raw node stay. QEMU flushes the old storage before it lets go of it, so
-one that is dead cannot be left this way.
+The guest notices nothing: its device and the raw node stay. QEMU flushes the old storage before it lets go of it, with
+no request under way, so that a cache of its client (RBD) is empty then; one that is dead cannot be left this way.
 
-Source: qemu-qmp-ref(7), blockdev-reopen.
+Source: qemu-qmp-ref(7), blockdev-reopen; QEMU, block.c, ``bdrv_reopen_prepare``.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hvext.core.identity import DiskNames, parse_protocol_name
 from hvext.core.node import raw_node_of
 from hvext.core.running import RunningDisk
 from hvext.core.uri import Location
 from hvext.core.uri.location import Companions
+from hvext.core.value import value_object
 from hvext.errors import CapabilityError, CommandRefused, DiskNotFound, RepointRefused
 from hvext.host.qmp import Monitor
 from hvext.operations.inspect import chain_of, running_disk
 from hvext.operations.nodes import delete_node, remove_needs
-from hvext.operations.opening import Movable, check_direct, location_obstacle, opening
+from hvext.operations.opening import Movable, check_can_move, location_obstacle, opening
 from hvext.operations.steps import Report, Step, carry_out, silent, tidy_up
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Repointed:
     """Where a disk was and is. ``changed`` is False when it was there before."""
 
@@ -155,16 +155,16 @@ async def exchange(
     anything is changed, OperationFailed after everything was undone, or when only the old node could not be deleted.
     """
     root, old, names = disk.root, disk.protocol, disk.running.names
-    check_direct(disk)
+    check_can_move(disk)
     new = await opening(monitor, disk, location, exact_size=exact_size)
     target = location.words
 
-    def reopen(protocol: str) -> dict[str, object]:
+    def reopen(protocol: str, *, direct: bool) -> dict[str, object]:
         options = raw_node_of(
             root.name,
             protocol,
             read_only=root.read_only,
-            direct=root.direct,
+            direct=direct,
             no_flush=root.no_flush,
             detect_zeroes=root.detect_zeroes,
         )
@@ -173,10 +173,14 @@ async def exchange(
     async def stands_on_new() -> bool:
         return new.name in await chain_of(monitor, disk.device)
 
+    async def go_back() -> None:
+        await monitor.execute("blockdev-reopen", reopen(old.name, direct=root.direct))
+
     switch = Step(
         name="switch over",
-        do=lambda: monitor.execute("blockdev-reopen", reopen(new.name)),
-        undo=lambda: monitor.execute("blockdev-reopen", reopen(old.name)),
+        do=lambda: monitor.execute("blockdev-reopen", reopen(new.name, direct=new.direct)),
+        # What the old node's client has in its cache may be older than what was written since.
+        undo=None if old.cached_by_client else go_back,
         happened=stands_on_new,
     )
     await carry_out(f"move disk {names.uuid} to {target}", [*new.steps, switch], report=report)

@@ -8,12 +8,11 @@ Source: qemu-qmp-ref(7), block_resize.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
 from hvext.core.uri import Location
 from hvext.core.uri.location import Companions
+from hvext.core.value import value_object
 from hvext.core.volume import check_size_mib
 from hvext.errors import CommandRefused, InputError, OperationFailed, QemuError, RepointRefused
 from hvext.host.process import Cancel
@@ -21,7 +20,7 @@ from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
 from hvext.operations import attachments
 from hvext.operations.inspect import running_disk
-from hvext.operations.opening import Movable, check_direct
+from hvext.operations.opening import Movable, check_can_move
 from hvext.operations.repoint import exchange, movable
 from hvext.operations.steps import Report, Step, carry_out, silent
 from hvext.operations.threads import in_thread
@@ -30,7 +29,7 @@ from hvext.operations.volumes import Grown, grow_volume
 MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Resized:
     """The size of a disk before and after, in bytes; ``volume_grown`` tells whether the provider's script ran."""
 
@@ -154,7 +153,7 @@ def _fresh_location(disk: Movable, offered: Location | None) -> Location | None:
             "node does not see that its storage grew",
             hint="move it with hvext repoint to its URI first",
         )
-    check_direct(disk)
+    check_can_move(disk)
     return offered or node.location
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hvext.core.migration import Description, Transfer
+from hvext.core.value import value_object
 from hvext.errors import (
     CommandRefused,
     CommandTimeout,
@@ -46,7 +46,7 @@ ARRIVAL_S = 30.0
 _LOOK_THERE = "what the target's QEMU printed says why: its machine and all its devices must be like the source's"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Migrated:
     """A guest that has moved.
 

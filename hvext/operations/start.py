@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import cast
 
-from hvext.core.capability import Capabilities
 from hvext.core.command_line import blockdev_argv, drive_argv
-from hvext.core.commands import plug_commands
 from hvext.core.device import SHARED_CONTROLLER
 from hvext.core.disk import Disk
-from hvext.core.domain_xml import disk_xml
 from hvext.core.options import DeviceModel
 from hvext.core.plan import DiskPlan, controller_iothread, plan_disk
 from hvext.core.record import Intent, Operation
 from hvext.core.secret import is_secret_name
-from hvext.core.topology import Controller, Topology, place_disk
+from hvext.core.value import replace, value_object
 from hvext.errors import InputError, OperationFailed
 from hvext.host.journal import JournalFolder
 from hvext.host.private import private_folder, write_private
@@ -29,11 +24,15 @@ from hvext.operations.journal import Journal, forget_ended, owners_of, read_reco
 from hvext.operations.openable import check_plan, openable
 from hvext.operations.outcome import Report, silent
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hvext.core.capability import Capabilities
+
 #: Buses on which QEMU finds a free slot by itself.
 _ROOT_BUSES = ("pci.0", "pcie.0")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class PreparedDisk:
     """One attached disk with its plan, whose secrets are in private files; ``index`` counts the disks of its bus."""
 
@@ -48,10 +47,12 @@ class PreparedDisk:
 
     def xml(self) -> str:
         """Return libvirt's ``<disk>``."""
+        from hvext.core.domain_xml import disk_xml
+
         return disk_xml(self.plan, self.index)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Start:
     """All disks of an instance, attached."""
 
@@ -67,6 +68,8 @@ class Start:
 
     def commands(self) -> list[dict[str, object]]:
         """Return QMP commands, for a QEMU that was started without the disks and has not run yet."""
+        from hvext.core.commands import plug_commands
+
         return [command.to_json() for disk in self.disks for command in plug_commands(disk.plan)]
 
     def xml(self) -> str:
@@ -262,9 +265,13 @@ def _on_controller(disk: Disk, first: Disk, taken: set[tuple[int, int]]) -> Disk
     place = disk.options.placement
     scsi_id, lun = place.scsi_id, place.lun
     if scsi_id is None or lun is None:
+        # Only for these disks, as above only for that form.
+        from hvext.core.topology import Controller, Topology, place_disk
+
         controller = Controller(bus=SHARED_CONTROLLER, taken=frozenset(taken), iothread=None)
         place = place_disk(disk.options, Topology(ports=(), controllers=(controller,), pci_slots=None), None)
-        taken.add((cast("int", place.scsi_id), cast("int", place.lun)))
+        if place.scsi_id is not None and place.lun is not None:
+            taken.add((place.scsi_id, place.lun))
     options = replace(disk.options, placement=replace(place, bus=SHARED_CONTROLLER))
     if disk is not first and options.iothread == "auto":
         options = replace(options, iothread=controller_iothread(SHARED_CONTROLLER))

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 
+from hvext.core.value import value_object
 from hvext.errors import CommandTimeout, HvextError, OperationFailed
 from hvext.operations.outcome import Report as Report
 from hvext.operations.outcome import may_have_done as may_have_done
 from hvext.operations.outcome import silent as silent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Step:
     """One step: ``name`` says in words what ``do`` does; ``undo`` takes it back (None: there is nothing to undo).
 
@@ -63,7 +63,7 @@ async def carry_out(operation: str, steps: Sequence[Step], *, report: Report = s
 _SIDE_BY_SIDE = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Job:
     """One of several operations that are carried out side by side; its steps have phases."""
 

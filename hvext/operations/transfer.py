@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from hvext.core.migration import Transfer
+from hvext.core.value import value_object
 from hvext.errors import CapabilityError, CommandRefused, CommandTimeout, HvextError, MigrationRefused, QemuError
 from hvext.host.qmp import Events, Monitor
 
@@ -40,7 +40,7 @@ _SENT = "postmigrate"
 _WAITING = "inmigrate"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Limits:
     """When a migration is given up, and how fast it may be.
 

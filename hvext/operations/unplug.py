@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
+from hvext.core.value import replace, value_object
 from hvext.errors import CommandRefused, CommandTimeout, HvextError, PlugError
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
@@ -45,7 +45,7 @@ class UnplugState(StrEnum):
     REJECTED = "rejected"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Unplugged:
     """How an unplug stands; ``detached`` tells of the volume.
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import uuid as uuid_module
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from hvext.core.disk import Disk
@@ -14,6 +13,7 @@ from hvext.core.identity import DiskNames
 from hvext.core.record import DiskRecord, Intent, Operation, namesakes
 from hvext.core.running import RunningDisk
 from hvext.core.uri import Location, parse_uri
+from hvext.core.value import replace, value_object
 from hvext.errors import DiskNotFound, HvextError, JournalError, PlugError
 from hvext.host.files import opened_as
 from hvext.host.journal import JournalFolder
@@ -33,6 +33,7 @@ from hvext.operations.identify import journal_of
 from hvext.operations.inspect import has_device, running_disk, running_disks
 from hvext.operations.journal import Entry, Journal, read_records, users_of
 from hvext.operations.plug import Plugged
+from hvext.operations.questions import asking
 from hvext.operations.repoint import Repointed
 from hvext.operations.resize import Resized
 from hvext.operations.start import check_disks
@@ -43,7 +44,7 @@ from hvext.operations.unplug import Unplugged, UnplugState
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Work:
     """An operation under way: its entries in the journal (none for a disk that the journal does not know)."""
 
@@ -144,10 +145,9 @@ class AsyncVm:
             notes = [entry.reporter() for entry in entries]
 
             def report(name: str) -> None:
-                if notes:
-                    with self._journal.at_once():
-                        for note in notes:
-                            note(name)
+                with self._journal.at_once() if len(notes) > 1 else contextlib.nullcontext():
+                    for note in notes:
+                        note(name)
                 self._report(name)
 
             yield Work(entries=tuple(entries), host=self._journal.host(self._host), report=report)
@@ -206,7 +206,12 @@ class AsyncVm:
         Repeating a plug that was interrupted completes it. Raises also PlugError for a volume that another VM of this
         host has, unless it is plugged with ``exclusive`` False.
         """
-        async with self.staying(), self.operation(Operation.PLUG, disk, exclusive=exclusive) as work:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self.staying())
+            known = disk.volume.uuid in self._journal.record.disks
+            # They change nothing, so that QEMU may answer while the plug is written down.
+            questions = await stack.enter_async_context(asking(self._monitor, self._host, disk, known=known))
+            work = await stack.enter_async_context(self.operation(Operation.PLUG, disk, exclusive=exclusive))
             before = work.before
             if before is not None and before.intent is Intent.ABSENT:
                 await self._check_not_pending(disk)
@@ -216,7 +221,8 @@ class AsyncVm:
                 disk,
                 exclusive=exclusive,
                 shared=work.entries[0].shared,
-                known=before is not None,
+                known=known,
+                questions=questions,
                 report=work.report,
             )
             if not result.changed and before is not None and before.unfinished is None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hvext.core.disk import Disk
 from hvext.core.provider import Action
 from hvext.core.record import VmRecord, namesakes, same_volume
+from hvext.core.value import value_object
 from hvext.core.volume import check_size_mib
 from hvext.errors import InputError, VolumeInUse
 from hvext.host.journal import JournalFolder
@@ -17,7 +16,7 @@ from hvext.operations.attachments import Attached
 from hvext.operations.journal import forget_ended, read_records, runs, users_of
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Grown:
     """Whether a ``grow`` had anything to do."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -31,6 +30,7 @@ from hvext.core.uri.nbd_server import TcpServer, UnixServer
 from hvext.core.uri.nfs import NfsLocation
 from hvext.core.uri.rbd import RbdLocation
 from hvext.core.uri.ssh import SshLocation
+from hvext.core.value import replace
 from hvext.errors import InputError, RenderError
 from hvext.host.private import write_private
 from tests.conftest import need

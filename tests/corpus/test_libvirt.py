@@ -7,7 +7,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from hvext.core.options import DeviceModel, DiskOptions
 from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.uri import Opened, parse_uri
 from hvext.core.uri.location import Companions
+from hvext.core.value import replace
 from hvext.errors import InputError, RenderError
 from tests.corpus.disagreements import LIBVIRT, LIBVIRT_SCHEMA
 from tests.corpus.uris import CORPUS

@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 
+from hvext.core.access import choose_access
+from hvext.core.answer import Attachment, HypervisorUri
 from hvext.core.identity import DiskNames
 from hvext.core.options import DiskOptions
 from hvext.core.plan import DiskPlan, plan_disk
@@ -19,6 +21,14 @@ def _plan(uri: str, options: Mapping[str, object], *, generation: int = 0, contr
     return plan_disk(DiskNames(_UUID), location, values, generation=generation, controller=controller)
 
 
+def _chosen(uri: str, options: Mapping[str, object]) -> DiskPlan:
+    """The plan of a disk that a provider offers at one URI alone."""
+    offered = Attachment(block_path=None, uris=(HypervisorUri(hypervisor="kvm", uri=uri, line=2),))
+    choice = choose_access(offered)
+    location = choice.chosen.location
+    return plan_disk(DiskNames(_UUID), location, choice.options_at(location, DiskOptions.from_mapping(options)))
+
+
 DISKS = {
     "nbd-unix": _plan("nbd+unix:///disk0?socket=/run/provider/disk0.sock", {}),
     "nbd-tcp-ipv6": _plan("nbd://[2001:db8::1]:10810/pool/disk0", {"discard": "unmap"}, generation=10),
@@ -26,6 +36,7 @@ DISKS = {
     "file-read-only": _plan("/srv/images/install.raw", {"read_only": True, "cache": "writeback", "aio": "threads"}),
     "rbd": _plan("rbd:vms/disk0@base:conf=/etc/ceph/two.conf", {"bootindex": 1}),
     "rbd-namespace-and-user": _plan("rbd:vms/tenant/disk0:id=hvext", {}),
+    "rbd-at-its-only-place": _chosen("rbd:vms/disk0", {}),
     "scsi": _plan(
         "nbd+unix:///disk0?socket=/run/provider/disk0.sock",
         {"device": "scsi-hd", "bus": "scsi0", "scsi_id": 3, "lun": 1, "serial": "disk0", "cache": "directsync"},
@@ -76,6 +87,7 @@ DISKS = {
             "serial": "disk0",
             "bootindex": 2,
             "iothread": "iothread1",
+            "queues": 4,
             "bus": "pci.0",
             "addr": "1f",
             "bps_total": 1_000_000,

@@ -5,7 +5,6 @@ After a change that is meant: HVEXT_REGENERATE=1 pytest tests/golden, then read 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shlex
@@ -21,6 +20,7 @@ from hvext.core.domain_xml import disk_xml
 from hvext.core.options import DiskOptions, Placement, Throttle
 from hvext.core.plan import DiskPlan
 from hvext.core.uri import Location
+from hvext.core.value import MISSING, fields
 from hvext.errors import RenderError
 from tests.golden.disks import DISKS
 
@@ -72,11 +72,11 @@ def test_no_file_is_left_of_a_disk_that_is_gone() -> None:
 
 
 def used(value: Any) -> set[str]:
-    """The fields of a dataclass instance that differ from their default."""
+    """The fields of a value that differ from their default."""
     names = set()
-    for field in dataclasses.fields(value):
-        default = field.default if field.default is not dataclasses.MISSING else None
-        if field.default_factory is not dataclasses.MISSING:
+    for field in fields(value):
+        default = field.default if field.default is not MISSING else None
+        if field.default_factory is not MISSING:
             default = field.default_factory()
         if getattr(value, field.name) != default:
             names.add(field.name)
@@ -93,7 +93,7 @@ def used(value: Any) -> set[str]:
 )
 def test_every_option_is_seen_in_some_rendering(kind: type[Any], pick: Callable[[DiskPlan], Any]) -> None:
     seen = set().union(*(used(pick(plan)) for plan in DISKS.values()))
-    assert seen == {field.name for field in dataclasses.fields(kind)}
+    assert seen == {field.name for field in fields(kind)}
 
 
 @pytest.mark.parametrize("kind", sorted({kind.__name__ for kind in Location.__subclasses__()}))
@@ -101,4 +101,4 @@ def test_every_kind_of_location_is_seen_with_all_it_has(kind: str) -> None:
     locations = [plan.location for plan in DISKS.values() if type(plan.location).__name__ == kind]
     assert locations, f"no golden disk is at a {kind}"
     seen = set().union(*(used(location) for location in locations))
-    assert seen == {field.name for field in dataclasses.fields(locations[0])}
+    assert seen == {field.name for field in fields(locations[0])}

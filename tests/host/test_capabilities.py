@@ -21,6 +21,7 @@ from hvext.errors import CapabilityError, ProgramError
 from hvext.host import cache
 from hvext.host.machine import Machine, MachineOptions, start_machine
 from hvext.operations.capabilities import binary_capabilities, running_capabilities
+from hvext.operations.kept_capabilities import disk_capabilities
 from tests.conftest import need
 from tests.golden.disks import DISKS
 from tests.host.oracle import Qmp, Refused
@@ -292,6 +293,40 @@ def test_a_damaged_answer_is_asked_for_again(counted: Counted, kept: Path, damag
     assert file.read_bytes() == text
 
 
+def test_what_is_about_disks_is_kept_apart_and_refuses_what_the_whole_does(counted: Counted, kept: Path) -> None:
+    program, starts = counted
+    whole = binary_capabilities(str(program))
+    part = disk_capabilities(str(program))
+    assert starts() == 1
+    sizes = sorted(path.stat().st_size for path in kept.iterdir())
+    assert len(sizes) == 2
+    assert sizes[0] < sizes[1] / 2
+    assert disk_capabilities(str(program)) == part
+    assert (part.unloadable, part.devices, part.schema.drivers) == (
+        whole.unloadable,
+        whole.devices,
+        whole.schema.drivers,
+    )
+    for node in (
+        {"driver": "nbd", "node-name": "n"},
+        {"driver": "nbdd"},
+        {"driver": "file", "filename": "/x", "aoi": 1},
+    ):
+        with pytest.raises(CapabilityError) as of_part:
+            part.check_node(node)
+        with pytest.raises(CapabilityError) as of_whole:
+            whole.check_node(node)
+        assert (of_part.value.message, of_part.value.hint) == (of_whole.value.message, of_whole.value.hint)
+    part.check_node({"driver": "file", "node-name": "n", "filename": "/x"})
+    part.check_object({"qom-type": "secret", "id": "s", "data": "x"})
+    part.check_chardev(
+        {"id": "c", "backend": {"type": "socket", "data": {"addr": {"type": "unix", "data": {"path": "/s"}}}}}
+    )
+    os.utime(program, ns=(0, 1))
+    assert disk_capabilities(str(program)) == part
+    assert starts() == 2
+
+
 def test_a_folder_that_cannot_be_written_is_no_error(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
     program, starts = counted
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
@@ -301,10 +336,10 @@ def test_a_folder_that_cannot_be_written_is_no_error(counted: Counted, monkeypat
 
 
 def test_answers_are_kept_where_caches_belong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cache.folder() == tmp_path / "cache/hvext"
+    assert cache.folder() == str(tmp_path / "cache/hvext")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache.folder() == (tmp_path / ".cache/hvext" if os.geteuid() else Path("/var/cache/hvext"))
+    assert cache.folder() == (str(tmp_path / ".cache/hvext") if os.geteuid() else "/var/cache/hvext")
 
 
 def test_an_answer_is_kept_for_as_long_as_its_files(tmp_path: Path) -> None:
@@ -322,7 +357,7 @@ def test_an_answer_is_kept_for_as_long_as_its_files(tmp_path: Path) -> None:
     assert cache.kept("x") is None
     cache.keep("z", [3], [str(file)])
     assert cache.kept("z") is None
-    assert not (cache.folder() / "z.json").exists()
+    assert not Path(cache.folder(), "z.json").exists()
 
 
 # --- What is no QEMU -------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ COMMANDS = (
     *("providers", "provider", "create", "remove", "grow", "attach", "detach", "open", "close", "setinfo", "snapshot"),
     *("verify", "args", "explain", "plug", "unplug", "repoint", "resize", "disks", "capabilities"),
     *("demo", "audit", "recover", "watch", "migrate-begin", "migrate-listen", "migrate", "migrate-finish"),
-    *("migrate-cancel", "stop", "bench", "bench-compare", "bench-report", "tune"),
+    *("migrate-cancel", "stop", "bench", "bench-compare", "bench-report", "tune", "sanity", "new-provider"),
 )
 SOON_S = 60.0
 RBD_AND_PATH = "/dev/rbd0\nkvm:rbd:pool/image\nxen-pvm:phy:x\n"
@@ -121,6 +121,29 @@ _OF_PROGRAMS = {
     "threading",
     "hvext.host.process",
 }
+#: What takes as long to load as all of a short command.
+_OF_WEIGHT = {
+    "base64",
+    "gettext",
+    "ipaddress",
+    "pathlib",
+    "platform",
+    "random",
+    "urllib.parse",
+    "dataclasses",
+    "inspect",
+    "typing",
+    "concurrent.futures",
+    "logging",
+    "tempfile",
+    "shutil",
+    "hashlib",
+    "datetime",
+    "difflib",
+    "hvext.core.schema",
+    "hvext.core.uri.description",
+    "hvext.core.uri.rbd",
+}
 _OF_GUESTS = {"asyncio", "qemu", "socket", "hvext.operations.steps", "hvext.host.qmp", "hvext.host.machine"}
 
 
@@ -146,7 +169,40 @@ def test_what_layers_call_again_and_again_loads_only_what_it_needs(tmp_path: Pat
     words = ("--search-path", str(tmp_path / "providers"), "--log-dir", "none", "--disk", "provider=files,volume=v")
     started = loaded("args", "--format", "xml", *words, **state)
     assert "hvext.core.record" in started
-    assert not (_OF_GUESTS | {"hvext.core.migration", "hvext.operations.capabilities"}) & started
+    assert not (_OF_GUESTS | _OF_WEIGHT | {"hvext.core.migration", "hvext.operations.capabilities"}) & started
+    need("qemu-system-x86_64", "qemu-system-x86")
+    # What QEMU can do is kept by the first one.
+    state |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    loaded("args", *words, **state)
+    started = loaded("args", *words, **state)
+    assert "hvext.core.capability" in started
+    not_needed = {"xml", "difflib", "hvext.core.domain_xml", "hvext.operations.capabilities"}
+    assert not (_OF_GUESTS | (_OF_WEIGHT - {"hvext.core.schema"}) | not_needed) & started
+    answer.write_text("/dev/nbd0\nkvm:nbd+unix:///v?socket=/run/nbd.sock\n")
+    explained = loaded("explain", "--offline", str(answer))
+    assert "hvext.core.uri.nbd" in explained
+    assert not (_OF_WEIGHT | {"pathlib", "urllib.parse", "ipaddress", "locale"}) & explained
+
+
+@pytest.mark.parametrize(
+    ("steps", "left_out"),
+    [
+        ("light.import_argparse(); light.import_uuid()", True),
+        ("import gettext, platform; light.import_argparse(); light.import_uuid()", False),
+        # As with a Python whose modules need more of the others than is known here.
+        ("light._import_beside('argparse', 'gettext', {}); light._import_beside('uuid', 'platform', {})", True),
+    ],
+)
+def test_modules_that_are_left_out_are_there_for_whoever_needs_them(steps: str, left_out: bool) -> None:
+    program = f"""
+import sys
+from hvext.cli import light
+{steps}
+assert ({{"gettext", "platform"}}.isdisjoint(sys.modules)) is {left_out}
+import argparse, gettext, platform, uuid
+assert gettext.translation and platform.python_version() and argparse.ArgumentParser() and uuid.UUID(int=1).hex
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_importing_the_library_loads_nothing_of_weight() -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import random
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from hvext.core.disk import Disk
 from hvext.core.record import Intent, Operation
-from hvext.errors import JournalError
+from hvext.errors import JournalError, OperationFailed
 from hvext.host.journal import JournalFolder
 from hvext.host.proc import is_alive, process_id, this_process
-from hvext.operations.journal import Journal, read_records
+from hvext.operations.journal import Entry, Journal, read_records
 from tests.conftest import need
 from tests.host.oracle import absent, short_folder
 
@@ -51,6 +54,16 @@ def test_every_name_of_a_vm_has_a_record_of_its_own(tmp_path: Path) -> None:
         folder.remove(name)
         folder.remove(name)
     assert folder.texts() == {}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "a.b~c", "@ +=,:", "_", "-", "%", "naïve", "a/b", "a\\b", "²", "a\nb"])
+def test_a_record_has_the_name_that_it_always_had(tmp_path: Path, name: str) -> None:
+    # Also one that was written before, by what quoted every name.
+    always = quote(name, safe=" @+=,:")
+    found = Path(JournalFolder(tmp_path).where(name))
+    assert found.parent == tmp_path
+    if len(always) <= 200:
+        assert found.name.removeprefix("%2E") == f"{always}.json".removeprefix(".")
 
 
 def test_a_lock_is_held_by_one_and_goes_with_its_process(tmp_path: Path) -> None:
@@ -153,7 +166,7 @@ def test_a_process_is_not_taken_for_another_with_its_number() -> None:
     assert process_id(child.pid) is None
     mine = this_process()
     assert mine is not None
-    from dataclasses import replace
+    from hvext.core.value import replace
 
     assert not is_alive(replace(mine, ticks=mine.ticks - 1))
     assert not is_alive(None)
@@ -194,10 +207,10 @@ def test_only_what_has_to_outlive_the_host_waits_for_the_disk(tmp_path: Path, mo
     # A volume more is attached for the VM: the host has to know it after its power came back.
     with journal.locked_now():
         entry = journal.begin(Operation.PLUG, disk("b"), intent=Intent.PRESENT)
-        assert syncs.since() == 1
         entry.reporter()("a step")
         entry.end()
-        assert syncs.since() == 0
+        # It goes on beside the steps, and has ended when the operation has.
+        assert syncs.since() == 1
     # How far a move is, matters to the process alone.
     with journal.locked_now():
         entry = journal.begin(Operation.REPOINT, disk("b"), intent=Intent.PRESENT)
@@ -213,6 +226,28 @@ def test_only_what_has_to_outlive_the_host_waits_for_the_disk(tmp_path: Path, mo
     assert syncs.since() == 1
 
 
+def test_an_operation_whose_record_does_not_get_to_the_disk_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HVEXT_RUNTIME_DIR", str(tmp_path / "run"))
+    folder = JournalFolder(tmp_path / "state")
+    with Journal(folder, "vm", monitor="/qmp", process=this_process()).locked_now() as journal:
+        journal.begin(Operation.PLUG, disk("a"), intent=Intent.PRESENT).end()
+
+        def broken(_descriptor: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fdatasync", broken)
+            entry = journal.begin(Operation.PLUG, disk("b"), intent=Intent.PRESENT)
+            entry.reporter()("a step")
+            with pytest.raises(OperationFailed, match="Input/output error"):
+                entry.end()
+        # The next operation writes all of it anew.
+        journal.begin(Operation.REPOINT, disk("a"), intent=Intent.PRESENT).end()
+    assert set(read_records(folder)["vm"].disks) == {disk(name).volume.uuid for name in "ab"}
+
+
 def test_a_record_stays_short_however_much_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HVEXT_RUNTIME_DIR", str(tmp_path / "run"))
     folder = JournalFolder(tmp_path / "state")
@@ -224,6 +259,43 @@ def test_a_record_stays_short_however_much_is_done(tmp_path: Path, monkeypatch: 
             entry.end()
         assert read_records(folder)["vm"] == journal.record
         assert len(folder.load("vm") or "") < 64 * 1024
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_file_says_what_the_journal_says_whatever_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    # A change is looked for among the disks that a write is about alone: one that is missed would be lost in a crash.
+    monkeypatch.setenv("HVEXT_RUNTIME_DIR", str(tmp_path / "run"))
+    chance = random.Random(seed)  # noqa: S311
+    folder = JournalFolder(tmp_path / "state")
+    disks = [disk(name) for name in "abcdef"]
+    for _lock in range(12):
+        with Journal(folder, "vm", monitor="/qmp", process=this_process()).locked_now() as journal:
+            entries = [journal.begin(Operation.PLUG, chance.choice(disks), intent=Intent.PRESENT)]
+            for _step in range(12):
+                match chance.randrange(8):
+                    case 0 | 1:
+                        entries.append(
+                            journal.begin(chance.choice(list(Operation)), chance.choice(disks), intent=Intent.ABSENT)
+                        )
+                    case 2 | 3:
+                        with journal.at_once():
+                            for entry in chance.choices(entries, k=3):
+                                entry.note(f"step {chance.random()}")
+                    case 4:
+                        chance.choice(entries).revert()
+                    case 5:
+                        journal.forget(*(each.volume.uuid for each in chance.choices(disks, k=2)))
+                    case 6:
+                        begun = journal.begin_all(Operation.PLUG, chance.choices(disks, k=3), intent=Intent.PRESENT)
+                        journal.settle([entry for entry in begun if isinstance(entry, Entry)][-1:], [])
+                    case _:
+                        with contextlib.suppress(RuntimeError), journal.at_once():
+                            chance.choice(entries).note("never done")
+                            raise RuntimeError
+                there = read_records(folder).get("vm")
+                assert (there.disks if there else {}) == journal.record.disks
 
 
 def test_what_a_killed_writer_tore_is_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.uri import FileLocation, Location, Opened, parse_filename, parse_uri
 from hvext.core.uri.nbd import NbdLocation, TcpServer, UnixServer
 from hvext.core.uri.rbd import RbdLocation
+from hvext.core.value import fields
 from hvext.errors import InputError, RenderError
 from tests.conftest import need
 from tests.host.oracle import (
@@ -199,7 +200,7 @@ def option_cases() -> Iterator[list[Case]]:
     with short_folder() as folder:
         for number, (what, options) in enumerate(OPTIONS.items(), start=1):
             path = sparse(folder / what, number * MIB)
-            values: Any = {name: getattr(options, name) for name in DiskOptions.__slots__}
+            values: Any = {each.name: getattr(options, each.name) for each in fields(DiskOptions)}
             if options.device is not SCSI:
                 values["placement"] = Placement(bus=f"rp{number}")
             elif options.placement == Placement():
@@ -283,8 +284,8 @@ def assert_opened_as_planned(views: dict[str, dict[str, Any]], cases: Sequence[C
             assert node["drv"] == wanted["driver"], case.name
             assert node["size"] == case.size, f"{case.name}: another storage was opened"
             assert node["ro"] is options.read_only, case.name
-            assert node["cache"]["direct"] is options.cache.direct, case.name
-            assert node["cache"]["no-flush"] is options.cache.no_flush, case.name
+            assert node["cache"]["direct"] is options.cache_mode.direct, case.name
+            assert node["cache"]["no-flush"] is options.cache_mode.no_flush, case.name
             assert node["detect_zeroes"] == wanted.get("detect-zeroes", "off"), case.name
         protocol = view["nodes"][plan.nodes[0]["node-name"]]
         told = parse_filename(protocol["drv"], protocol["file"])
@@ -299,7 +300,7 @@ def assert_device_as_planned(views: dict[str, dict[str, Any]], cases: Sequence[C
         options, device = case.plan.options, views[case.name]["device"]
         assert device["serial"] == (options.serial or ""), case.name
         assert device["bootindex"] == (options.bootindex or -1), case.name
-        assert device["write-cache"] == ("on" if options.cache.write_cache else "off"), case.name
+        assert device["write-cache"] == ("on" if options.cache_mode.write_cache else "off"), case.name
         assert device["werror"] == (options.werror or "auto"), case.name
         assert device["rerror"] == (options.rerror or "auto"), case.name
         place = options.placement

@@ -4,6 +4,7 @@ import pytest
 
 from hvext.core.access import Access, Choice, choose_access
 from hvext.core.answer import Attachment, HypervisorUri
+from hvext.core.options import Aio, Cache, DiskOptions, ErrorPolicy
 from hvext.core.uri import FileLocation, Location, Opened, parse_uri
 from hvext.errors import AccessError
 
@@ -135,6 +136,36 @@ def test_a_choice_says_in_json_what_was_chosen_and_why() -> None:
         "path": PATH,
         "reason": "access=kernelspace asks for the block path",
     }
+
+
+@pytest.mark.parametrize(
+    ("offered", "access", "cache"),
+    [
+        (offer(None, RBD), Access.PREFER_USERSPACE, Cache.WRITEBACK),
+        (offer(PATH, RBD), Access.USERSPACE, Cache.WRITEBACK),
+        (offer(None, RBD, BAD), Access.PREFER_USERSPACE, Cache.WRITEBACK),
+        (offer(None, RBD, "vhost-user:/run/s"), Access.PREFER_USERSPACE, Cache.WRITEBACK),
+        (offer(PATH, RBD), Access.PREFER_USERSPACE, Cache.NONE),
+        (offer(None, RBD, NBD), Access.PREFER_USERSPACE, Cache.NONE),
+        (offer(PATH, RBD), Access.KERNELSPACE, Cache.NONE),
+        (offer(None, NBD), Access.PREFER_USERSPACE, Cache.NONE),
+    ],
+)
+def test_an_image_with_a_cache_of_its_client_uses_it_only_where_no_failover_could_lose_what_is_in_it(
+    offered: Attachment, access: Access, cache: Cache
+) -> None:
+    choice = choose_access(offered, access)
+    wished = DiskOptions()
+    options = choice.options_at(choice.chosen.location, wished)
+    assert options.cache_mode is cache
+    # A disk that stops and waits for another place is never one that has unflushed writes elsewhere.
+    assert options.cache is None or options.werror is not ErrorPolicy.STOP
+
+
+@pytest.mark.parametrize("said", [DiskOptions(cache=Cache.NONE), DiskOptions(aio=Aio.NATIVE)])
+def test_who_asks_for_no_cache_gets_none_whatever_the_client_has(said: DiskOptions) -> None:
+    choice = choose_access(offer(None, RBD))
+    assert choice.options_at(choice.chosen.location, said) == said
 
 
 def test_a_choice_of_nothing_cannot_be_made() -> None:

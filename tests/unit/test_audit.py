@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from hvext.core.audit import (
 from hvext.core.disk import Disk
 from hvext.core.record import DiskRecord, Intent, Operation, ProcessId, Unfinished, VmRecord
 from hvext.core.running import RunningDisk, parse_running
+from hvext.core.value import replace
 from hvext.errors import JournalError
 
 PROCESS = ProcessId(pid=7, ticks=1, boot="b")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import re
 import uuid
 
@@ -44,6 +45,12 @@ def every_name(disk: DiskNames) -> list[str]:
         for discard in Discard
     ]
     return [*disk.roots, *disk.throttle_nodes, disk.device, disk.drive, *own(disk), *protocols]
+
+
+@given(disk=disks)
+def test_nodes_are_named_in_the_base_32_that_everybody_knows(disk: DiskNames) -> None:
+    assert disk.root == "hv" + base64.b32encode(disk.uuid.bytes).decode().rstrip("=").lower()
+    assert disk_of_node(disk.root) == disk
 
 
 def test_the_names_of_a_disk_are_the_documented_ones() -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from hvext.core.disk import Disk
 from hvext.core.migration import Description, MovedDisk, Transfer, cache_mode, check_address
 from hvext.core.options import Cache
+from hvext.core.value import replace
 from hvext.errors import InputError
 
 
@@ -74,6 +74,11 @@ def test_a_disk_with_other_options_on_the_target_is_named(change: dict[str, Any]
     (found,) = described().differences(described(**change))
     assert found.startswith("disk p/v: ")
     assert words in found
+
+
+def test_a_disk_whose_cache_was_left_to_hvext_on_one_side_can_be_sent_to_the_other() -> None:
+    assert described().differences(described(cache="none")) == ()
+    assert described(cache="none").differences(described()) == ()
 
 
 def test_a_disk_at_another_place_or_of_another_size_is_named() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from hvext.core.options import (
     Throttle,
     option_names,
 )
+from hvext.core.value import fields as fields_of
 from hvext.errors import InputError
 
 #: Source: qemu(1), the table of cache modes: writeback (write-cache of the device), direct, no-flush.
@@ -40,9 +40,18 @@ def test_a_disk_that_was_asked_nothing_of_is_safe_to_re_point() -> None:
     options = DiskOptions()
     assert options == DiskOptions.from_mapping({})
     assert options.device is DeviceModel.VIRTIO_BLK
-    assert options.cache.direct
+    assert options.cache_mode is Cache.NONE
     assert not options.read_only
     assert options.throttle.limits == {}
+
+
+@pytest.mark.parametrize("cache", Cache)
+def test_a_cache_mode_that_was_chosen_is_kept_and_written_down_also_the_usual_one(cache: Cache) -> None:
+    options = DiskOptions.from_mapping({"cache": str(cache)})
+    assert options.cache_mode is options.caching().cache_mode is cache
+    assert options.to_mapping() == {"cache": str(cache)}
+    # What an older hvext wrote down: nothing, for cache=none.
+    assert DiskOptions().to_mapping() == {}
 
 
 ACCEPTED: dict[str, tuple[dict[str, object], DiskOptions]] = {
@@ -71,6 +80,7 @@ ACCEPTED: dict[str, tuple[dict[str, object], DiskOptions]] = {
         {"device": "scsi-hd", "bus": "scsi0", "scsi_id": "255", "lun": 16383},
         DiskOptions(device=DeviceModel.SCSI_HD, placement=Placement(bus="scsi0", scsi_id=255, lun=16383)),
     ),
+    "queues": ({"queues": "4"}, DiskOptions(queues=4)),
     "own-iothread": ({"iothread": "auto"}, DiskOptions(iothread="auto")),
     "longest-virtio-serial": ({"serial": "x" * 20}, DiskOptions(serial="x" * 20)),
     "longest-scsi-serial": (
@@ -123,6 +133,9 @@ REFUSED: list[tuple[dict[str, object], tuple[str, ...]]] = [
     ({"iothread": ""}, ("iothread",)),
     ({"iothread": "1io"}, ("iothread",)),
     ({"iothread": "a,b"}, ("iothread", "'a,b'")),
+    ({"queues": 0}, ("queues", "between 1 and 1024")),
+    ({"queues": 1025}, ("queues", "between 1 and 1024")),
+    ({"queues": 2, "device": "scsi-hd"}, ("queues", "virtio-blk-pci", "controller")),
     ({"bus": "a,b"}, ("bus", "'a,b'")),
     ({"bus": "0"}, ("bus",)),
     ({"bus": "rp0\n"}, ("bus",)),
@@ -164,8 +177,8 @@ def test_an_option_that_cannot_be_right_is_refused_by_its_name(
 
 
 def test_every_option_can_be_said_in_one_flat_mapping() -> None:
-    fields = {field.name for field in dataclasses.fields(DiskOptions)} - {"throttle", "placement"}
-    places = {field.name for field in dataclasses.fields(Placement)}
+    fields = {field.name for field in fields_of(DiskOptions)} - {"throttle", "placement"}
+    places = {field.name for field in fields_of(Placement)}
     assert sorted(option_names()) == sorted([*fields, *places, *Throttle.names()])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from hvext.core.disk import Disk
 from hvext.core.options import Throttle, option_names
 from hvext.core.record import DiskRecord, Intent, Operation, ProcessId, Unfinished, VmRecord, is_whole, same_volume
+from hvext.core.value import replace
 from hvext.errors import JournalError
 
 PROCESS = ProcessId(pid=7, ticks=123456, boot="e1b0")
@@ -20,7 +20,7 @@ OPTIONS: list[dict[str, object]] = [
     {},
     {"device": "scsi-hd", "bus": "scsi0", "scsi_id": 3, "lun": 1, "serial": "a b"},
     {"cache": "directsync", "aio": "native", "discard": "unmap", "detect_zeroes": "unmap", "read_only": True},
-    {"werror": "stop", "rerror": "report", "iothread": "auto", "bootindex": 2, "bus": "rp0", "addr": "0"},
+    {"werror": "stop", "rerror": "report", "iothread": "auto", "queues": 2, "bootindex": 2, "bus": "rp0", "addr": "0"},
     {"iops_total": 100, "bps_write_max": 5000, "bps_write": 1000, "bps_write_max_length": 3, "read_only": False},
 ]
 

@@ -40,6 +40,18 @@ def running(names: Sequence[str], chain: Sequence[str]) -> RunningDisk:
     return parse_running([node(name) for name in names], kinds, (), {}, counted)[DISK.uuid]
 
 
+@pytest.mark.parametrize(
+    ("driver", "direct", "cached"),
+    [("rbd", False, True), ("rbd", True, False), ("file", False, False), ("nbd", False, False)],
+)
+def test_a_cache_that_goes_with_its_node_is_told_from_the_page_cache(driver: str, direct: bool, cached: bool) -> None:
+    own = node(OLD) | {"drv": driver, "cache": {"direct": direct, "no-flush": False}}
+    counted = [statistics([ROOT, OLD], DISK.device)]
+    disk = parse_running([node(ROOT), own], {DISK.device: "scsi-hd"}, (), {}, counted)[DISK.uuid]
+    assert disk.protocol is not None
+    assert disk.protocol.cached_by_client is cached
+
+
 @pytest.mark.parametrize("qdev", [f"/machine/peripheral/{DISK.device}/virtio-backend", DISK.device])
 def test_the_nodes_of_a_device_are_told_however_qemu_names_it(qdev: str) -> None:
     assert parse_chains([statistics([ROOT, OLD], qdev)]) == {DISK.device: (ROOT, OLD)}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -9,6 +8,7 @@ from hvext.core.servers import server_key
 from hvext.core.supervision import GiveUpRule, Guest, GuestState, Happening, Notice
 from hvext.core.uri import parse_uri
 from hvext.core.uri.file import Opened
+from hvext.core.value import replace
 from hvext.errors import InputError
 
 RULE = GiveUpRule(tries=3, after_s=100)

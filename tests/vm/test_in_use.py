@@ -7,13 +7,13 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hvext.core.disk import Disk
+from hvext.core.value import replace
 from hvext.core.volume import derived_uuid
 from hvext.errors import HvextError, MigrationRefused, VolumeInUse
 from hvext.host.journal import JournalFolder

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ import pytest
 
 from hvext.core.disk import Disk
 from hvext.core.migration import Description, Transfer
-from hvext.core.options import ErrorPolicy
+from hvext.core.options import Cache, ErrorPolicy
+from hvext.core.value import replace
 from hvext.errors import HvextError, MigrationRefused, OperationFailed
 from hvext.host.guest import Console, Writer
 from hvext.host.machine import Machine, start_storage_daemon
@@ -405,7 +406,7 @@ def test_a_paused_guest_stays_paused_and_every_option_of_its_disks_goes_too(trav
     options = {
         "blk": {
             "bus": "rp5", "cache": "directsync", "aio": "threads", "discard": "unmap", "detect_zeroes": "unmap",
-            "werror": "enospc", "rerror": "stop", "serial": "s1", "bootindex": 3, "iothread": "auto",
+            "werror": "enospc", "rerror": "stop", "serial": "s1", "bootindex": 3, "iothread": "auto", "queues": 3,
             "bps_read": 1 << 20, "bps_read_max": 2 << 20, "bps_read_max_length": 5,
         },
         "scsi": {"device": "scsi-hd", "scsi_id": 7, "lun": 3, "bus": "scsi0", "read_only": True},
@@ -425,7 +426,7 @@ def test_a_paused_guest_stays_paused_and_every_option_of_its_disks_goes_too(trav
 
     for moved, disk in zip(asyncio.run(found()).moved, guest.disks, strict=True):
         wished = disk.options if disk.options.werror else replace(
-            disk.options, werror=ErrorPolicy.ENOSPC, rerror=ErrorPolicy.REPORT
+            disk.options, cache=Cache.NONE, werror=ErrorPolicy.ENOSPC, rerror=ErrorPolicy.REPORT
         )  # fmt: skip
         assert moved.disk.options == wished
     after = {name: on_debug_monitor(target.started, name) for name in before}

@@ -16,6 +16,7 @@ from hvext.core.disk import Disk
 from hvext.core.record import Intent
 from hvext.errors import InputError, PlugError, ScriptFailed
 from hvext.host.provider import ProviderHost
+from hvext.host.qmp import Monitor
 from hvext.operations.vm import open_vm
 from tests.providers import read_calls, write_provider
 from tests.vm.conftest import MachineFactory
@@ -170,3 +171,30 @@ def test_of_a_batch_that_was_killed_between_its_devices_the_plugged_ones_stay(
 
 async def _records(vm: Any) -> list[Any]:
     return list(vm.journal.read().disks.values())
+
+
+def test_a_disk_more_asks_no_more_of_qemu_when_there_are_many(
+    machine: MachineFactory, host: ProviderHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = machine(scsi_controllers=1, start_paused=True)
+    plain, sent = Monitor.execute, []
+
+    async def execute(self: Monitor, command: str, *words: Any, **values: Any) -> Any:
+        sent.append(command)
+        return await plain(self, command, *words, **values)
+
+    monkeypatch.setattr(Monitor, "execute", execute)
+    first, *others, last = disks(*(f"d{number}" for number in range(40)))
+    with open_vm(str(one.qmp_path), host=host) as vm:
+        vm.plug(first)
+        found = []
+        for disk, before in ((others[0], []), (last, others[1:])):
+            vm.plug_all(before)
+            # What it hears of the others' places, it keeps.
+            vm.plug(disks(f"keeper{len(found)}")[0])
+            sent.clear()
+            vm.plug(disk)
+            found.append(sorted(sent))
+    assert found[0] == found[1]
+    assert "query-named-block-nodes" not in found[0]
+    assert len(found[0]) <= 12

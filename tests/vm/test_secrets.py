@@ -12,13 +12,13 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from hvext.core.disk import Disk
+from hvext.core.value import replace
 from hvext.errors import RepointRefused
 from hvext.host.machine import Machine
 from hvext.host.provider import ProviderHost

@@ -6,23 +6,26 @@ one or two protocols.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, cast
 
 from hvext.core.secret import MASK
 from hvext.core.text import checked, quoted
-from hvext.core.uri import description, file, schemes
-from hvext.core.uri.fields import Fields
+from hvext.core.uri import file, schemes
 from hvext.core.uri.file import FileLocation, Opened
 from hvext.core.uri.location import Location
 from hvext.core.uri.mask import SHORTEST, hidden_parts, masked
 from hvext.errors import LocationError, UnsupportedLocation
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from hvext.core.uri.fields import Fields
+
 __all__ = ["FileLocation", "Location", "Opened", "masked", "parse_filename", "parse_uri", "shown"]
 
-_SCHEME = re.compile(r"([A-Za-z0-9+._-]+):")
+_SCHEME_SIGNS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+._-")
 
 
 def parse_uri(text: str, *, look: Callable[[str], Opened] | None = None) -> Location:
@@ -65,29 +68,30 @@ def parse_filename(driver: str, filename: str) -> Location | None:
         return None
     try:
         if filename.startswith("json:"):
-            reported, fields = description.read(filename.removeprefix("json:"), reported=True)
+            reported, fields = _module("description").read(filename.removeprefix("json:"), reported=True)
             return _from_options(reported, fields) if reported == driver else None
         parse = getattr(_module(schemes.DRIVERS[driver]), "parse_filename", None)
-        return cast("Location | None", parse(driver, filename)) if parse else None
+        location: Location | None = parse(driver, filename) if parse else None
     except LocationError:
         return None
+    return location
 
 
 def _parsed(text: str, look: Callable[[str], Opened]) -> Location:
     checked(text, "URI", error=LocationError)
     if text.startswith("/"):
         return FileLocation(path=text, opened=look(text))
-    match = _SCHEME.match(text)
-    if match is None:
+    scheme, colon, rest = text.partition(":")
+    if not scheme or not colon or not _SCHEME_SIGNS.issuperset(scheme):
         raise LocationError(f"{quoted(text)} is neither a URI nor an absolute path")
-    scheme, rest = match[1], text[match.end() :]
     if scheme in ("file", "host_device"):
         return file.parse(scheme, rest, look)
     if scheme == "json":
-        driver, fields = description.read(rest)
+        driver, fields = _module("description").read(rest)
         return _from_options(driver, fields)
     if scheme in schemes.SCHEMES:
-        return cast("Location", _module(schemes.SCHEMES[scheme]).parse(scheme, rest))
+        location: Location = _module(schemes.SCHEMES[scheme]).parse(scheme, rest)
+        return location
     raise _unsupported(scheme)
 
 
@@ -97,7 +101,7 @@ def _from_options(driver: str, fields: Fields) -> Location:
             f"json: driver {quoted(driver)} is not one that hvext opens",
             hint=f"it opens {', '.join(sorted(schemes.DRIVERS))}",
         )
-    location = cast("Location", _module(schemes.DRIVERS[driver]).from_options(driver, fields))
+    location: Location = _module(schemes.DRIVERS[driver]).from_options(driver, fields)
     fields.finish()
     return location
 

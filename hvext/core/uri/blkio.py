@@ -12,16 +12,19 @@ docs/blkio.rst.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from hvext.core.text import checked, quoted
 from hvext.core.uri import description
 from hvext.core.uri.disk_source import unsayable
-from hvext.core.uri.fields import Fields
 from hvext.core.uri.location import Companions, LibvirtSource, Location
 from hvext.core.uri.syntax import check_socket_path
+from hvext.core.value import value_object
 from hvext.errors import LocationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hvext.core.uri.fields import Fields
 
 
 class BlkioDriver(StrEnum):
@@ -39,7 +42,7 @@ class BlkioDriver(StrEnum):
         return "filename" if self is BlkioDriver.IO_URING else "path"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class BlkioLocation(Location):
     """A file, device or socket on this host that libblkio opens."""
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hvext.core.secret import is_secret_name
 from hvext.core.text import quoted
 from hvext.core.uri.syntax import bracketed, check_host, check_port
+from hvext.core.value import value_object
 from hvext.errors import LocationError
 
 DEFAULT_CONF = "/etc/ceph/ceph.conf"
@@ -27,19 +27,19 @@ DEFAULT_USER = "admin"
 #: QEMU's RbdAuthMode.
 AUTH_MODES = ("cephx", "none")
 _BLANK = " \t\v\f"
-_OPTION_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
-_MONITOR = re.compile(r"(?:\[(?P<v6>[^\]]*:[^\]]*)\]|(?P<name>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
+_OPTION_NAME = r"[a-z][a-z0-9_]*\Z"
+_MONITOR = r"(?:\[(?P<v6>[^\]]*:[^\]]*)\]|(?P<name>[^:\[\]]+)):(?P<port>[0-9]{1,5})"
 #: Words for the protocol, which Ceph takes in front of an address.
 _PROTOCOLS = ("v1", "v2", "any")
 #: What an option may be taken for, and is not: in a configuration file, Ceph would pass over it without a word.
 _NO_OPTIONS = frozenset("id conf pool namespace image snapshot snap user name cluster server mon monitor".split())
 #: What a section's name can hold: Ceph 16 aborts the whole process at what is not ASCII.
-_USER = re.compile(r"[!-~](?:[ -~]*[!-~])?\Z")
+_USER = r"[!-~](?:[ -~]*[!-~])?\Z"
 #: With these, the library takes the text for several files, or for one of another name.
-_SEVERAL_FILES = re.compile(r"[,;$]|^~")
+_SEVERAL_FILES = r"[,;$]|^~"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Monitor:
     """A monitor of the cluster: host name, IPv4 or bare IPv6 address, and port."""
 
@@ -65,7 +65,7 @@ def parse_monitors(text: str) -> tuple[Monitor, ...] | None:
     """
     monitors = []
     for part in filter(None, re.split(r"[;, \t]+", text)):
-        match = _MONITOR.fullmatch(part)
+        match = re.fullmatch(_MONITOR, part)
         if match is None:
             return None
         try:
@@ -84,7 +84,7 @@ def parse_auth_modes(text: str) -> tuple[str, ...] | None:
 def option_name(text: str) -> str:
     """Return the name of an option as Ceph keeps it, with ``_`` for blanks; raises LocationError."""
     name = re.sub(r"\s+", "_", text.strip())
-    if not _OPTION_NAME.match(name):
+    if not re.match(_OPTION_NAME, name):
         raise LocationError(
             f"rbd: Ceph has no option {quoted(text)}", hint="their names are lower-case letters, digits and '_'"
         )
@@ -121,7 +121,7 @@ def section(user: str, options: Sequence[tuple[str, str]]) -> str:
     there.
     """
     user = user or DEFAULT_USER
-    if not _USER.match(user) or re.search(r"[\]#;\\]", user):
+    if not re.match(_USER, user) or re.search(r"[\]#;\\]", user):
         raise LocationError(
             f"rbd: the cephx user {quoted(user)} cannot be named in a Ceph configuration, which {options[0][0]} needs",
             hint="leave the option out, or put it into a Ceph configuration file and name that with :conf=FILE",
@@ -137,7 +137,7 @@ def _escaped(value: str) -> str:
 
 def check_extendable(conf: str, option: str) -> None:
     """Raise LocationError for a configuration file that cannot stand before more options."""
-    if _SEVERAL_FILES.search(conf):
+    if re.search(_SEVERAL_FILES, conf):
         raise LocationError(
             f"rbd: conf {quoted(conf)} names more than one file to Ceph, so option {option} has no place",
             hint="name one file, with none of ',', ';' and '$' in its path",

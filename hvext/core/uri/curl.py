@@ -15,22 +15,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
 from urllib.parse import quote, unquote_to_bytes
-from xml.etree.ElementTree import SubElement
 
 from hvext.core.secret import Secret, shown
 from hvext.core.text import checked, quoted
 from hvext.core.uri import description
 from hvext.core.uri.disk_source import add_auth, add_host, network_source, refuse, unsayable
-from hvext.core.uri.fields import Fields
 from hvext.core.uri.location import Companions, LibvirtSource, Location, Needs, secret_object
 from hvext.core.uri.mask import masked
 from hvext.core.uri.syntax import encoded_userinfo, parse_port, refuse_torn_userinfo
+from hvext.core.value import value_object
 from hvext.core.xml import checked_xml
 from hvext.errors import InputError, LocationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from hvext.core.uri.fields import Fields
 
 #: QEMU's own limit (CURL_TIMEOUT_MAX).
 LONGEST_TIMEOUT_S = 10000
@@ -40,15 +43,15 @@ _URL = re.compile(
     r"(?P<scheme>https?|ftps?)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?\Z",
     re.DOTALL,
 )
-_ADDRESS = re.compile(r"(?P<host>\[[^\[\]]+\]|[^:\[\]]+)(?::(?P<port>[^:]*))?\Z")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ADDRESS = r"(?P<host>\[[^\[\]]+\]|[^:\[\]]+)(?::(?P<port>[^:]*))?\Z"
+_CONTROL = r"[\x00-\x1f\x7f]"
 #: What libvirt leaves unencoded in the path of a URL.
 _LIBVIRT_SAFE = "/;@&=+$,-_.!~*'()"
 #: The fields that hold secrets, and what json: calls them; QEMU's options are named so with ``-secret`` behind it.
 _SECRET_OPTIONS = {"password": "password", "cookie": "cookie", "proxy_password": "proxy-password"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@value_object
 class CurlLocation(Location):
     """A file named by a URL without user and password; ``username`` and ``password`` are for the server.
 
@@ -73,11 +76,11 @@ class CurlLocation(Location):
     def __post_init__(self) -> None:
         _check_url(self.url)
         for what, text in (("user name", self.username), ("proxy user name", self.proxy_username)):
-            if _CONTROL.search(checked(text, what, error=LocationError)):
+            if re.search(_CONTROL, checked(text, what, error=LocationError)):
                 raise LocationError(f"{what} {quoted(text)} has a control character")
         for role in self.SECRETS:
             secret = getattr(self, role)
-            if secret is not None and _CONTROL.search(secret.reveal()):
+            if secret is not None and re.search(_CONTROL, secret.reveal()):
                 raise LocationError(f"the {role.replace('_', ' ')} for {self.driver} has a control character")
         self._check_scheme()
         self._check_tuning()
@@ -152,6 +155,8 @@ class CurlLocation(Location):
         return self._replaced({**dict.fromkeys(self.SECRETS), "readahead_bytes": None, "timeout_s": None})
 
     def libvirt_source(self, beside: Companions = Companions()) -> LibvirtSource:
+        from xml.etree.ElementTree import SubElement
+
         self._check_libvirt()
         parts = _parts(self.url)
         source = network_source(self.driver, _libvirt_name(parts["path"]), "the path")
@@ -208,7 +213,7 @@ def _parts(url: str) -> re.Match[str]:
 
 def _address(authority: str) -> re.Match[str]:
     """Return ``host``, an IPv6 address in its brackets, and ``port`` of a URL."""
-    match = _ADDRESS.match(authority)
+    match = re.match(_ADDRESS, authority)
     if match is None:
         raise LocationError(
             f"{quoted(authority)} is not HOST[:PORT]" if authority else "the URL names no host",

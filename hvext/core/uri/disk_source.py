@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from xml.etree.ElementTree import Element, SubElement
 
 from hvext.core.text import quoted
 from hvext.core.xml import checked_xml
 from hvext.errors import RenderError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
 _OTHER_FORM = "use the -blockdev, -drive or QMP form"
 #: dnsName and ipAddr of the schema; that an IPv6 address is one, the location has checked.
-_HOST = re.compile(r"[A-Za-z0-9.-]+|[0-9A-Fa-f:.]+")
+_HOST = r"[A-Za-z0-9.-]+|[0-9A-Fa-f:.]+"
 #: genericName of the schema.
-_GENERIC_NAME = re.compile(r"[A-Za-z0-9_+-]+")
+_GENERIC_NAME = r"[A-Za-z0-9_+-]+"
 
 
 def unsayable(feature: str) -> RenderError:
@@ -35,18 +38,24 @@ def refuse(obstacles: Mapping[str, bool]) -> None:
 
 def network_source(protocol: str, name: str, what: str) -> Element:
     """Return the ``<source>`` of a network disk; ``what`` calls its name in messages."""
+    from xml.etree.ElementTree import Element
+
     return Element("source", {"protocol": protocol, "name": checked_xml(name, what)})
 
 
 def add_host(source: Element, host: str, port: int | None) -> None:
     """Put a TCP server under ``source``; an IPv6 address without brackets."""
-    if not _HOST.fullmatch(host):
+    from xml.etree.ElementTree import SubElement
+
+    if not re.fullmatch(_HOST, host):
         raise unsayable(f"the host {quoted(host)}")
     SubElement(source, "host", {"name": host, **({} if port is None else {"port": str(port)})})
 
 
 def add_socket(source: Element, path: str) -> None:
     """Put a unix socket under ``source``."""
+    from xml.etree.ElementTree import SubElement
+
     if not re.fullmatch("/.+", path):
         raise unsayable(f"the socket path {quoted(path)}")
     SubElement(source, "host", {"transport": "unix", "socket": checked_xml(path, "the socket's path")})
@@ -57,7 +66,9 @@ def add_auth(source: Element, username: str, secret_usage: str) -> None:
 
     libvirt calls the kind of all secrets but Ceph's ``iscsi``.
     """
-    if not _GENERIC_NAME.fullmatch(username):
+    from xml.etree.ElementTree import SubElement
+
+    if not re.fullmatch(_GENERIC_NAME, username):
         raise unsayable(f"the user name {quoted(username)}: its schema takes letters, digits, '_', '+' and '-'")
     auth = SubElement(source, "auth", {"username": username})
     SubElement(auth, "secret", {"type": "iscsi", "usage": secret_usage})

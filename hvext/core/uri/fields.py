@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TypeVar, cast
 
 from hvext.core.secret import Secret
 from hvext.core.text import checked, quoted
 from hvext.errors import InputError, LocationError
 
-_Word = TypeVar("_Word", bound=StrEnum)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    _Word = TypeVar("_Word", bound=StrEnum)
+
 _SHARED = frozenset(
     ("node-name", "cache", "read-only", "auto-read-only", "discard", "detect-zeroes", "force-share", "aio")
 )
@@ -103,7 +107,7 @@ class Fields:
             return None
         if not isinstance(value, Mapping):
             raise LocationError(f"json: {self.path(name)} must be an object; got {quoted(str(value))}")
-        return Fields(cast("Mapping[str, object]", value), f"{self.path(name)}.")
+        return Fields(value, f"{self.path(name)}.")
 
     def subs(self, name: str) -> list[Fields]:
         """Take a list of objects, empty when absent; an object with the keys 0, 1, … is a list as well."""

@@ -7,15 +7,16 @@ Source: QEMU, block/file-posix.c, ``raw_parse_filename``; qemu-storage-daemon-qm
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
-from xml.etree.ElementTree import Element
 
 from hvext.core.text import checked, quoted
-from hvext.core.uri.fields import Fields
 from hvext.core.uri.location import Companions, LibvirtSource, Location
-from hvext.core.xml import checked_xml
+from hvext.core.value import value_object
 from hvext.errors import LocationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hvext.core.uri.fields import Fields
 
 
 class Opened(StrEnum):
@@ -30,7 +31,7 @@ def by_name(path: str) -> Opened:
     return Opened.HOST_DEVICE if path.startswith("/dev/") else Opened.FILE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class FileLocation(Location):
     """An absolute path on this host."""
 
@@ -60,6 +61,10 @@ class FileLocation(Location):
         return self.path
 
     def libvirt_source(self, beside: Companions = Companions()) -> LibvirtSource:
+        from xml.etree.ElementTree import Element
+
+        from hvext.core.xml import checked_xml
+
         kind, attribute = ("block", "dev") if self.opened is Opened.HOST_DEVICE else ("file", "file")
         return LibvirtSource(
             disk_type=kind, element=Element("source", {attribute: checked_xml(self.path, "the disk's path")})

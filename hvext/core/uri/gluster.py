@@ -11,12 +11,9 @@ qemu-storage-daemon-qmp-ref(7), BlockdevOptionsGluster.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hvext.core.text import checked, quoted
 from hvext.core.uri import description
 from hvext.core.uri.disk_source import add_host, add_socket, network_source, refuse
-from hvext.core.uri.fields import Fields
 from hvext.core.uri.location import Companions, LibvirtSource, Location
 from hvext.core.uri.syntax import (
     check_host,
@@ -30,13 +27,18 @@ from hvext.core.uri.syntax import (
     query_pairs,
     split_uri,
 )
+from hvext.core.value import value_object
 from hvext.errors import LocationError, UnsupportedLocation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hvext.core.uri.fields import Fields
 
 DEFAULT_PORT = 24007
 LAST_DEBUG_LEVEL = 9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class GlusterSocket:
     """A management daemon behind a unix socket."""
 
@@ -51,7 +53,7 @@ class GlusterSocket:
         return {"type": "unix", "path": self.path}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class GlusterHost:
     """A management daemon at a host (name, IPv4 or bare IPv6 address) and port."""
 
@@ -68,7 +70,7 @@ class GlusterHost:
         return {"type": "inet", "host": self.host, "port": str(self.port)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class GlusterLocation(Location):
     """A file of a volume; ``servers`` are asked for the volume in their order."""
 

@@ -14,22 +14,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import ClassVar
 from urllib.parse import quote, unquote_to_bytes
-from xml.etree.ElementTree import SubElement
 
 from hvext.core.secret import Secret, shown
 from hvext.core.text import checked, quoted
 from hvext.core.uri import description
 from hvext.core.uri.disk_source import add_auth, add_host, network_source, refuse
-from hvext.core.uri.fields import Fields
 from hvext.core.uri.location import Companions, LibvirtSource, Location, Needs, secret_object
 from hvext.core.uri.syntax import bracketed, check_host, check_port, parse_address
+from hvext.core.value import value_object
 from hvext.core.xml import checked_xml
 from hvext.errors import InputError, LocationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from hvext.core.uri.fields import Fields
 
 DEFAULT_PORT = 3260
 #: libiscsi cuts names at this length (MAX_STRING_SIZE).
@@ -61,7 +64,7 @@ class HeaderDigest(StrEnum):
     NONE_CRC32C = "none-crc32c"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class IscsiLocation(Location):
     """One logical unit of a target; ``user`` and ``password`` are for CHAP, ``timeout_s`` 0 or None for no limit."""
 
@@ -155,6 +158,8 @@ class IscsiLocation(Location):
         return self._replaced({"password": None, "timeout_s": None})
 
     def libvirt_source(self, beside: Companions = Companions()) -> LibvirtSource:
+        from xml.etree.ElementTree import SubElement
+
         refuse(
             {
                 "iSER": self.transport is Transport.ISER,

@@ -19,25 +19,24 @@ SHORTEST = 4
 _USER = r"(?:[^/?#\s:@%]|%[0-9A-Fa-f]{2}){0,512}"
 #: ``user:password@`` and iSCSI's ``user%password@``. A password may itself hold an ``@``, and, where somebody forgot to
 #: encode it or with iSCSI, also ``/ ? #``; a port in front of a path is none, and neither is an IPv6 address.
-_USERINFO = re.compile(
+_USERINFO = (
     r"(?:iscsi|iser)://(?!\[)[^@?\s:%]{0,512}(?:%|:(?![0-9]{0,5}(?:/|\Z)))(?P<chap>\S{0,4096})@"
     r"|(?:iscsi|iser)://[^@/\s%\[]{1,512}%(?P<open>[^\s@/]{1,4096})"
     rf"|://(?!\[[^\]\s]{{0,64}}:[^\]\s]{{0,64}}\]){_USER}(?::|%(?![0-9A-Fa-f]{{2}}))"
     r"(?:(?P<secret>[^/?#\s]{0,4096})|(?![0-9]{0,5}[/?#])(?P<torn>[^\s]{0,4096}))@"
     # No URI at all: a slash too few, or none.
-    r"|(?:(?<=[:/]/)|(?<![A-Za-z0-9._/-]))(?<!://)[A-Za-z0-9._-]{1,64}[:%](?P<loose>[^\s@/:=\\]{1,4096})@",
-    re.IGNORECASE,
+    r"|(?:(?<=[:/]/)|(?<![A-Za-z0-9._/-]))(?<!://)[A-Za-z0-9._-]{1,64}[:%](?P<loose>[^\s@/:=\\]{1,4096})@"
 )
 #: ``name=value`` behind ``? & ; : , @`` in URIs, where a backslash protects the next character (``rbd:``).
-_OPTION = re.compile(r"[?&;:,@](?P<name>[A-Za-z0-9_.\\-]{1,64})\s{0,8}=")
-_VALUE = re.compile(r"\s{0,8}(?P<secret>(?:\\.|[^&;:,\s\\]){1,4096})")
+_OPTION = r"[?&;:,@](?P<name>[A-Za-z0-9_.\\-]{1,64})\s{0,8}="
+_VALUE = r"\s{0,8}(?P<secret>(?:\\.|[^&;:,\s\\]){1,4096})"
 #: ``"name": "value"`` in ``json:``, also where a quote or the colon was forgotten; QEMU takes single quotes as well.
-_MEMBER = re.compile(r"(?:[\"']|(?<=[{,]))(?P<name>[A-Za-z0-9_.-]{1,64})(?=[\"':\s])[\"']?")
-_ITEM = re.compile(
+_MEMBER = r"(?:[\"']|(?<=[{,]))(?P<name>[A-Za-z0-9_.-]{1,64})(?=[\"':\s])[\"']?"
+_ITEM = (
     r"\s{0,8}(?::?\s{0,8}\"(?P<secret>(?:\\.|[^\"\\]){1,4096})|:?\s{0,8}'(?P<single>(?:\\.|[^'\\]){1,4096})"
     r"|:\s{0,8}[\[{](?P<nested>[^\]}]{1,4096})|:\s{0,8}(?P<bare>[^\s\"',{}\[\]]{1,4096}))"
 )
-_JSON = re.compile(r"json:\s*(?=\{)")
+_JSON = r"json:\s*(?=\{)"
 #: Deeper than any location is nested.
 _DEPTH = 32
 
@@ -75,10 +74,12 @@ def _hidden(text: str) -> str:
 
 
 def _spans(text: str) -> list[tuple[int, int]]:
-    matches = list(_USERINFO.finditer(text))
-    for named, value in ((_OPTION, _VALUE), (_MEMBER, _ITEM)):
-        values = (value.match(text, match.end()) for match in named.finditer(text) if _is_secret(match["name"]))
-        matches += [match for match in values if match]
+    # A pattern is compiled when it is first used, which takes longer than all else that is done with a URI.
+    matches = list(re.finditer(_USERINFO, text, re.IGNORECASE)) if "@" in text or "%" in text else []
+    for named, value, signs in ((_OPTION, _VALUE, "="), (_MEMBER, _ITEM, "\"'{,")):
+        if any(sign in text for sign in signs):
+            ends = [match.end() for match in re.finditer(named, text) if _is_secret(match["name"])]
+            matches += [match for end in ends if (match := re.compile(value).match(text, end))]
     # In each pattern, the secret is the last group that takes part.
     spans = [match.span(match.lastindex or 0) for match in matches]
     return [(start, end) for start, end in spans if end > start]
@@ -87,7 +88,9 @@ def _spans(text: str) -> list[tuple[int, int]]:
 def _objects(text: str) -> list[tuple[int, int, object]]:
     """Return where the objects of all ``json:`` in a text are, and their values: names in them may be escaped."""
     found: list[tuple[int, int, object]] = []
-    for match in _JSON.finditer(text):
+    if "json:" not in text:
+        return found
+    for match in re.finditer(_JSON, text):
         if found and match.start() < found[-1][1]:
             continue
         try:

@@ -14,11 +14,8 @@ Source: QEMU, block/nbd.c, ``nbd_parse_uri`` and ``nbd_parse_filename``; RFC 398
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from xml.etree.ElementTree import Element, SubElement
 
 from hvext.core.text import checked, quoted
-from hvext.core.uri.fields import Fields
 from hvext.core.uri.location import Companions, LibvirtSource, Location, Needs
 from hvext.core.uri.nbd_server import (
     NbdServer,
@@ -40,8 +37,13 @@ from hvext.core.uri.syntax import (
     query_pairs,
     split_uri,
 )
+from hvext.core.value import value_object
 from hvext.core.xml import checked_xml
 from hvext.errors import LocationError, RenderError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hvext.core.uri.fields import Fields
 
 __all__ = ["NbdLocation", "TcpServer", "UnixServer", "VsockServer", "from_options", "parse", "parse_filename"]
 
@@ -52,7 +54,7 @@ _EXPORT_MARK = ":exportname="
 _OTHER_FORM = "use the -blockdev, -drive or QMP form"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class NbdLocation(Location):
     """One export of an NBD server; the empty name is the server's default export.
 
@@ -119,6 +121,8 @@ class NbdLocation(Location):
         return NbdLocation(server=self.server, export=self.export)
 
     def libvirt_source(self, beside: Companions = Companions()) -> LibvirtSource:
+        from xml.etree.ElementTree import Element, SubElement
+
         self._check_libvirt()
         source = Element("source", {"protocol": "nbd"})
         if self.export:
@@ -236,7 +240,7 @@ def _server(scheme: str, parts: UriParts, query: dict[str, str]) -> NbdServer:
 
 def _seconds(query: dict[str, str], name: str) -> int:
     text = query.pop(name, "0")
-    if not re.fullmatch("[0-9]{1,10}", text):
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
         raise LocationError(f"NBD URI has {name}={quoted(text)}, which is no number of seconds")
     return int(text)
 

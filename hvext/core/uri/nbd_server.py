@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from hvext.core.text import quoted
-from hvext.core.uri.fields import Fields
 from hvext.core.uri.syntax import check_host, check_port, check_socket_path, encoded_host, parse_address
+from hvext.core.value import value_object
 from hvext.errors import LocationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hvext.core.uri.fields import Fields
 
 DEFAULT_PORT = 10809
 _LAST_CID = (1 << 32) - 1
 _ONLY_NAMES = ("numeric", "to", "ipv4", "ipv6", "keep-alive", "mptcp")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class UnixServer:
     """An NBD server behind a unix socket."""
 
@@ -48,7 +51,7 @@ class UnixServer:
         return {"type": "unix", "path": self.path}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class TcpServer:
     """An NBD server at a host (name, IPv4 or bare IPv6 address) and port."""
 
@@ -79,7 +82,7 @@ class TcpServer:
         return {"type": "inet", "host": self.host, "port": str(self.port)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class VsockServer:
     """An NBD server in another virtual machine, or on the host of this one: a context id (host: 2) and a port."""
 

@@ -9,11 +9,11 @@ Source: the NBD project's doc/uri.md; nbd_connect_uri(3); QEMU's manual, "TLS se
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
 
 from hvext.core.text import checked, quoted
 from hvext.core.uri.location import Companions, Needs, PrivateFile
 from hvext.core.uri.syntax import check_host
+from hvext.core.value import value_object
 from hvext.errors import LocationError
 
 #: Where QEMU's manual and libvirt look for certificates.
@@ -24,7 +24,7 @@ _ROLE = "tls"
 _VERIFY = {"1": True, "true": True, "0": False, "false": False}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Certificates:
     """TLS with the X.509 certificates in ``folder``.
 
@@ -65,7 +65,7 @@ class Certificates:
         return Needs(objects=(_credentials("x509", beside, self.folder) | lax,))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class PresharedKey:
     """TLS with the key that ``file`` has for ``user``; QEMU's own default user is ``qemu``."""
 

@@ -12,12 +12,9 @@ BlockdevOptionsNfs.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from xml.etree.ElementTree import SubElement
 
 from hvext.core.text import checked, quoted
 from hvext.core.uri.disk_source import add_host, network_source, refuse
-from hvext.core.uri.fields import Fields
 from hvext.core.uri.location import Companions, LibvirtSource, Location
 from hvext.core.uri.syntax import (
     check_host,
@@ -28,7 +25,12 @@ from hvext.core.uri.syntax import (
     query_pairs,
     split_uri,
 )
+from hvext.core.value import value_object
 from hvext.errors import LocationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hvext.core.uri.fields import Fields
 
 #: What QEMU reports of a node has at most this many bytes; the rest is cut off.
 _REPORTED_BYTES = 4095
@@ -44,10 +46,10 @@ _NUMBERS = (
 _PARAMETERS = {parameter: field for parameter, field, _option, _high in _NUMBERS}
 _OPTIONS = {option: field for _parameter, field, option, _high in _NUMBERS}
 #: How what QEMU reports goes on behind the path.
-_REPORTED_IDS = re.compile(r"\?(?=uid=|gid=)(?:uid=(?P<uid>[0-9]{1,20}))?(?:(?:(?<=\?)|&)gid=(?P<gid>[0-9]{1,20}))?\Z")
+_REPORTED_IDS = r"\?(?=uid=|gid=)(?:uid=(?P<uid>[0-9]{1,20}))?(?:(?:(?<=\?)|&)gid=(?P<gid>[0-9]{1,20}))?\Z"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class NfsLocation(Location):
     """A file of a server; ``user`` and ``group`` are numbers, and QEMU's own when absent."""
 
@@ -65,7 +67,7 @@ class NfsLocation(Location):
         checked(self.path, "NFS path", error=LocationError)
         if not self.path.startswith("/"):
             raise LocationError(f"NFS path {quoted(self.path)} is not absolute")
-        if _REPORTED_IDS.search(self.path):
+        if re.search(_REPORTED_IDS, self.path):
             raise LocationError(
                 f"NFS path {quoted(self.path)} ends like a query", hint="QEMU's reports could not be told apart"
             )
@@ -98,6 +100,8 @@ class NfsLocation(Location):
         return NfsLocation(host=self.host, path=self.path, user=self.user or None, group=self.group or None)
 
     def libvirt_source(self, beside: Companions = Companions()) -> LibvirtSource:
+        from xml.etree.ElementTree import SubElement
+
         fields = ("tcp_syn_count", "readahead_bytes", "page_cache_pages", "debug")
         refuse({f"{field.replace('_', ' ')} for NFS": getattr(self, field) is not None for field in fields})
         source = network_source("nfs", self.path, "the NFS path")
@@ -146,7 +150,7 @@ def parse_filename(_driver: str, filename: str) -> NfsLocation | None:
     match = re.fullmatch(r"nfs://(?P<host>[^/]+)(?P<path>/.*)", filename, re.DOTALL)
     if match is None or len(filename.encode()) >= _REPORTED_BYTES:
         return None
-    ids = _REPORTED_IDS.search(match["path"])
+    ids = re.search(_REPORTED_IDS, match["path"])
     if ids is None:
         return NfsLocation(host=match["host"], path=match["path"])
     user, group = (int(value) if value else None for value in (ids["uid"], ids["gid"]))

@@ -10,14 +10,16 @@ Source: QEMU, block/nvme.c, ``nvme_parse_filename``; qemu-storage-daemon-qmp-ref
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from xml.etree.ElementTree import Element, SubElement
 
 from hvext.core.text import quoted
 from hvext.core.uri.disk_source import refuse
-from hvext.core.uri.fields import Fields
 from hvext.core.uri.location import Companions, LibvirtSource, Location
+from hvext.core.value import value_object
 from hvext.errors import LocationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hvext.core.uri.fields import Fields
 
 FIRST_NAMESPACE = 1
 _LAST_NAMESPACE = (1 << 31) - 1
@@ -26,7 +28,7 @@ _ADDRESS = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class NvmeLocation(Location):
     """One namespace of a controller; ``device`` is its PCI address, such as ``0000:44:00.0``."""
 
@@ -52,6 +54,8 @@ class NvmeLocation(Location):
         return f"nvme://{self.device}/{self.namespace}"
 
     def libvirt_source(self, beside: Companions = Companions()) -> LibvirtSource:
+        from xml.etree.ElementTree import Element, SubElement
+
         refuse({"a PCI domain of more than four digits": len(self.device.partition(":")[0]) > 4})
         source = Element("source", {"type": "pci", "managed": "yes", "namespace": str(self.namespace)})
         match = _ADDRESS.match(self.device)

@@ -13,9 +13,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar, TypedDict
-from xml.etree.ElementTree import Element, SubElement
 
 from hvext.core.secret import Secret, shown
 from hvext.core.text import checked, quoted
@@ -31,17 +29,21 @@ from hvext.core.uri.ceph import (
     parse_monitors,
     section,
 )
-from hvext.core.uri.fields import Fields
 from hvext.core.uri.location import Companions, LibvirtSource, Location, Needs, PrivateFile, secret_object
 from hvext.core.uri.rbd_syntax import join_rbd, split_rbd
 from hvext.core.uri.syntax import parse_port
+from hvext.core.value import value_object
 from hvext.core.xml import checked_xml
 from hvext.errors import LocationError, RenderError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hvext.core.uri.fields import Fields
 
 _OTHER_FORM = "use the -blockdev, -drive or QMP form"
 #: The configuration file of ``needs``, with a digest of what is in it, behind the node's name and alone.
 _PRIVATE = re.compile(r"/.*-(?P<name>ceph-[0-9a-f]{16}/[^/]+)\Z", re.DOTALL)
-_SHOWN = re.compile(r"ceph-[0-9a-f]{16}/[^/]+\Z")
+_SHOWN = r"ceph-[0-9a-f]{16}/[^/]+\Z"
 
 
 class _Options(TypedDict):
@@ -55,7 +57,7 @@ class _Options(TypedDict):
     options: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class RbdLocation(Location):
     """One image of a Ceph pool.
 
@@ -130,7 +132,7 @@ class RbdLocation(Location):
             path = f"{beside.path(digest)}{slash}{name}"
             check_extendable(path, self.options[0][0])
             return path
-        if _SHOWN.match(self.conf):
+        if re.match(_SHOWN, self.conf):
             raise LocationError(
                 f"rbd: conf {quoted(self.conf)} stands for options that QEMU does not show of an open image",
                 hint="give the URI that the image was opened with",
@@ -159,6 +161,8 @@ class RbdLocation(Location):
         return self._replaced({"key": None, "auth": (), "options": (), "conf": conf})
 
     def libvirt_source(self, beside: Companions = Companions()) -> LibvirtSource:
+        from xml.etree.ElementTree import Element, SubElement
+
         self._check_libvirt()
         name = checked_xml(f"{self.pool}/{self.image}", "the RBD image's name")
         source = Element("source", {"protocol": "rbd", "name": name})

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from hvext.core.text import quoted
+from hvext.core.value import value_object
 from hvext.errors import LocationError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class RbdText:
     """The parts of an ``rbd:`` URI, nothing escaped in them; ``options`` in the order in which they were written."""
 

@@ -13,12 +13,10 @@ Source: QEMU, block/ssh.c, ``parse_uri`` and ``check_host_key``; qemu-storage-da
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from hvext.core.text import checked, quoted
 from hvext.core.uri.disk_source import unsayable
-from hvext.core.uri.fields import Fields
 from hvext.core.uri.location import Companions, LibvirtSource, Location
 from hvext.core.uri.syntax import (
     check_host,
@@ -32,7 +30,12 @@ from hvext.core.uri.syntax import (
     query_pairs,
     split_uri,
 )
+from hvext.core.value import replace, value_object
 from hvext.errors import LocationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hvext.core.uri.fields import Fields
 
 DEFAULT_PORT = 22
 
@@ -56,7 +59,7 @@ class CheckMode(StrEnum):
     HASH = "hash"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class HostKeyCheck:
     """A check of the server's key; with mode ``hash``, ``fingerprint`` in lower-case hexadecimal without colons."""
 
@@ -92,7 +95,7 @@ class HostKeyCheck:
         return words.get(self.mode, f"{self.hash_type}:{self.fingerprint}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class SshLocation(Location):
     """A file of a server; without ``user`` QEMU logs in under the name that it runs under."""
 

@@ -8,11 +8,9 @@ Source: QEMU, docs/interop/vhost-user.rst; libvirt, "Domain XML format", disk ty
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from xml.etree.ElementTree import Element, SubElement
-
 from hvext.core.uri.location import Companions, LibvirtSource, Location
 from hvext.core.uri.syntax import check_socket_path
+from hvext.core.value import value_object
 from hvext.core.xml import checked_xml
 from hvext.errors import LocationError, UnsupportedLocation
 
@@ -20,7 +18,7 @@ from hvext.errors import LocationError, UnsupportedLocation
 RECONNECT_S = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class VhostUserLocation(Location):
     """The socket of a vhost-user-blk server."""
 
@@ -54,6 +52,8 @@ class VhostUserLocation(Location):
         return f"vhost-user:{self.path}"
 
     def libvirt_source(self, beside: Companions = Companions()) -> LibvirtSource:
+        from xml.etree.ElementTree import Element, SubElement
+
         path = checked_xml(self.path, "the vhost-user socket's path")
         source = Element("source", {"type": "unix", "path": path})
         SubElement(source, "reconnect", {"enabled": "yes", "timeout": str(RECONNECT_S)})

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
 
 from hvext.core.schedule import Pace, Scheduler
+from hvext.core.value import value_object
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Outcome:
     """What came of a try: whether it is ``done`` (else it is repeated), and whether its server ``answered``.
 

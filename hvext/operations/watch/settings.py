@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from hvext.core.hysteresis import FailBackRule
 from hvext.core.schedule import Pace
 from hvext.core.supervision import GiveUpRule
+from hvext.core.value import field, value_object
 from hvext.errors import InputError
 from hvext.host.qmp import DEFAULT_TIMEOUT_S
 from hvext.operations.fence import Fence
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class WatchSettings:
     """How ``Watch`` works.
 

@@ -1,0 +1,129 @@
+"""What a plug has to know before it begins: what the guest has of the disk, what QEMU can do, where there is room."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from typing import cast
+
+from hvext.core.capability import Capabilities
+from hvext.core.disk import Disk
+from hvext.core.options import DeviceModel
+from hvext.core.provider import Provider
+from hvext.core.running import RunningDisk
+from hvext.core.topology import Topology, place_disk
+from hvext.core.value import replace, value_object
+from hvext.errors import HvextError, InputError, PlugError
+from hvext.host.provider import ProviderHost
+from hvext.host.qmp import Monitor
+from hvext.operations.attachments import Obstacle
+from hvext.operations.capabilities import query_capabilities
+from hvext.operations.inspect import (
+    all_of,
+    checked,
+    glance,
+    iothreads,
+    memory_is_shared,
+    running_disk,
+    topology,
+)
+from hvext.operations.openable import openable
+
+
+@value_object
+class Guest:
+    """What every plug has to know of a guest."""
+
+    monitor: Monitor
+    capabilities: Capabilities
+    shared_memory: bool
+
+    @classmethod
+    async def ask(cls, monitor: Monitor) -> Guest:
+        """Ask QEMU."""
+        capabilities, shared_memory = await all_of(query_capabilities(monitor), memory_is_shared(monitor))
+        return cls(monitor=monitor, capabilities=capabilities, shared_memory=shared_memory)
+
+    def obstacle(self, disk: Disk) -> Obstacle:
+        """Return what finds out why a disk cannot be opened at a location."""
+        return openable(self.capabilities, disk.names, disk.options, shared_memory=self.shared_memory)
+
+
+class Places:
+    """The places in a guest, as QEMU told them once; each is given to one disk."""
+
+    def __init__(self, monitor: Monitor, *, afresh: bool = False) -> None:
+        self._monitor = monitor
+        self._afresh = afresh
+        self._topologies: dict[DeviceModel, Topology] = {}
+        self._iothreads: set[str] | None = None
+
+    async def look(self, disks: Iterable[Disk]) -> None:
+        """Ask QEMU for the places that these disks could have."""
+        for model in {disk.options.device for disk in disks} - self._topologies.keys():
+            self._topologies[model] = await topology(self._monitor, model, afresh=self._afresh)
+
+    async def take(self, disk: Disk) -> Disk:
+        """Return the disk with its place in the guest chosen; raises PlugError, InputError."""
+        options = disk.options
+        scsi = options.device is DeviceModel.SCSI_HD
+        if scsi and options.iothread == "auto":
+            raise InputError(
+                "a scsi-hd runs in the iothread of its controller: iothread=auto is not possible for hot-plug",
+                hint="name the iothread that a controller of the guest has, or leave it out",
+            )
+        if options.iothread not in (None, "auto"):
+            await self._check_iothread(str(options.iothread))
+        await self.look([disk])
+        model = options.device
+        place = place_disk(options, self._topologies[model], options.iothread if scsi else None)
+        self._topologies[model] = self._topologies[model].without(place)
+        return replace(disk, options=replace(options, placement=place))
+
+    async def _check_iothread(self, name: str) -> None:
+        if self._iothreads is None:
+            self._iothreads = await iothreads(self._monitor)
+        if name not in self._iothreads:
+            raise PlugError(f"the guest has no iothread {name!r}", hint="iothread=auto makes one for the disk")
+
+
+class Questions:
+    """What a plug has to know first, asked at once: QEMU answers while its caller goes on with something else."""
+
+    def __init__(self, monitor: Monitor, host: ProviderHost, disk: Disk, *, known: bool) -> None:
+        self.places = Places(monitor)
+
+        async def find() -> Provider:
+            return host.find(disk.provider)
+
+        self._asked = asyncio.gather(
+            self.places.look([disk]),
+            (running_disk if known else glance)(monitor, disk.names),
+            Guest.ask(monitor),
+            find(),
+            return_exceptions=True,
+        )
+
+    async def running(self) -> RunningDisk:
+        """Return what the guest has of the disk: that needs none of the other answers."""
+        return cast("RunningDisk", checked((await self._asked)[1:2])[0])
+
+    async def rest(self) -> tuple[Guest, Provider]:
+        """Return what else there is to know; raises what was raised when it was asked."""
+        _, _, guest, provider = checked(await self._asked)
+        return guest, provider
+
+
+@contextlib.asynccontextmanager
+async def asking(monitor: Monitor, host: ProviderHost, disk: Disk, *, known: bool) -> AsyncIterator[Questions]:
+    """Have QEMU think about the questions of a plug in the block; what is not answered at its end is awaited."""
+    questions = Questions(monitor, host, disk, known=known)
+    try:
+        # Each is a task, and has others; then they are on their way.
+        for _turn in range(3):
+            await asyncio.sleep(0)
+        yield questions
+    finally:
+        with contextlib.suppress(HvextError):
+            await questions.running()
