@@ -13,7 +13,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from hvext.bench.result import Workload
 from hvext.bench.workload import job_lines
 from hvext.core.commands import plug_commands
 from hvext.core.identity import DiskNames
-from hvext.core.options import DeviceModel, Placement
+from hvext.core.options import DeviceModel, DiskOptions, Placement
 from hvext.core.plan import plan_disk
-from hvext.errors import HvextError, ProgramError
+from hvext.core.value import replace
+from hvext.errors import ProgramError
 from hvext.host.guest import Console
 from hvext.host.machine import GuestImage, Machine, MachineOptions, probe_acceleration, start_machine
 from hvext.host.private import private_folder, remove_private, write_private
@@ -37,7 +38,10 @@ _BOOT_S = 120.0
 _SEEN_S = 60.0
 _LATE_S = 120.0
 _MEMORY_MIB = 512
-_BUS = {DeviceModel.VIRTIO_BLK: Placement(bus="rp0"), DeviceModel.SCSI_HD: Placement(bus="scsi0", scsi_id=0, lun=0)}
+_PORT = Placement(bus="rp0")
+#: The controllers for disks without and with an iothread: a scsi-hd runs in that of its controller.
+_CONTROLLERS = {None: "scsi0", "auto": "scsi-io"}
+_MORE_ARGS = ("-object", "iothread,id=bench-io", "-device", "virtio-scsi-pci,id=scsi-io,iothread=bench-io")
 
 
 def bench_image(directory: Path, folder: Path) -> GuestImage:
@@ -65,6 +69,7 @@ def bench_guest(directory: Path, *, shared_memory: bool, cpus: int = 1) -> Itera
             memory_mib=_MEMORY_MIB,
             cpus=cpus,
             shared_memory=shared_memory,
+            extra_args=_MORE_ARGS,
         )
         with start_machine(options, bench_image(directory, folder), folder) as machine:
             console = Console(machine.command_path, machine.console_log, alive=lambda: machine.alive)
@@ -79,6 +84,14 @@ class BenchGuest:
     machine: Machine
     console: Console
     acceleration: str
+
+
+def _placed(options: DiskOptions, device: DeviceModel) -> DiskOptions:
+    """Return the options of a disk as this device, at the place that the guest has for it."""
+    if device is DeviceModel.VIRTIO_BLK:
+        return replace(options, device=device, placement=_PORT)
+    controller = _CONTROLLERS[options.iothread]
+    return replace(options, device=device, iothread=None, placement=Placement(bus=controller, scsi_id=0, lun=0))
 
 
 class GuestLevel:
@@ -132,11 +145,7 @@ class GuestLevel:
     @contextlib.asynccontextmanager
     async def _plugged(self, monitor: Monitor, place: Place) -> AsyncIterator[str]:
         """Plug a disk for the block, and yield its device in the guest."""
-        options = replace(place.options, device=self._model, placement=_BUS[self._model])
-        if self._model is DeviceModel.SCSI_HD and options.iothread == "auto":
-            raise HvextError(
-                "a scsi-hd runs in the iothread of its controller", hint="measure iothreads with virtio-blk"
-            )
+        options = _placed(place.options, place.device or self._model)
         plan = plan_disk(self._names, place.location, options, folder=private_folder())
         write_private(plan.stored().needs.files)
         before = await asyncio.to_thread(self._disks)

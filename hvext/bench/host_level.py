@@ -15,8 +15,9 @@ from hvext.bench.places import Place
 from hvext.bench.result import QEMU_IMG, Workload
 from hvext.core.identity import DiskNames
 from hvext.core.plan import DiskPlan, plan_disk
+from hvext.core.uri.location import Companions, Location
 from hvext.host.private import private_folder, remove_private, write_private
-from hvext.host.qemu_img import Benched, bench, size_bytes
+from hvext.host.qemu_img import Benched, bench, fill, size_bytes
 from hvext.host.usage import cpu_times
 
 #: Nobody waits longer for a run, however slow the storage is.
@@ -48,8 +49,12 @@ class HostLevel:
 
     @staticmethod
     def can(place: Place, workload: Workload | None = None) -> bool:
-        """Whether it can be measured here: nothing behind vhost-user, and no reads among writes."""
-        return place.location.block_node and (workload is None or workload.read_percent in (0, 100))
+        """Whether it can be measured here: nothing behind vhost-user or a secret, and no reads among writes.
+
+        qemu-img bench cannot be given the objects that hold secrets.
+        """
+        mixed = workload is not None and workload.read_percent not in (0, 100)
+        return place.location.block_node and not mixed and not needs_objects(place.location)
 
     def size_bytes(self, place: Place) -> int:
         """Return the size of the volume as it is seen at a place; raises ProgramError."""
@@ -58,9 +63,8 @@ class HostLevel:
 
     def fill(self, place: Place) -> None:
         """Write the part that is measured once: what was never written to is read from nowhere."""
-        block = 1 << 20
-        words: dict[str, Any] = {"count": self._span // block, "depth": 8, "block_bytes": block, "step_bytes": block}
-        self._bench(place, span_bytes=self._span, write=True, **words)
+        plan = self._plan(place)
+        fill(_nested(plan, self._span, write=True), plan.needs.objects, self._span, limit_s=_LIMIT_S)
 
     def measure(
         self, place: Place, workload: Workload, *, run_s: float, warm_up_s: float, seed: int
@@ -111,12 +115,17 @@ class HostLevel:
     def _bench(self, place: Place, *, span_bytes: int, write: bool, **words: Any) -> Benched:
         plan = self._plan(place)
         values = {"offset_bytes": 0, "flush_every": 0, "limit_s": _LIMIT_S, **words}
-        return bench(_nested(plan, span_bytes, write=write), plan.needs.objects, write=write, **values)
+        return bench(_nested(plan, span_bytes, write=write), write=write, **values)
 
     def _plan(self, place: Place) -> DiskPlan:
         plan = plan_disk(self._names, place.location, place.options, folder=private_folder()).stored()
         write_private(plan.needs.files)
         return plan
+
+
+def needs_objects(location: Location) -> bool:
+    """Whether QEMU needs objects to open a location: those that hold its secrets or certificates."""
+    return bool(location.needs(Companions()).objects)
 
 
 def _nested(plan: DiskPlan, span_bytes: int, *, write: bool) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from hvext.bench.result import MeasuredAccess
-from hvext.core.access import Access, Candidate
-from hvext.core.options import DiskOptions
+from hvext.core.access import Access, Choice
+from hvext.core.options import DeviceModel, DiskOptions
 from hvext.core.uri import Location, parse_uri
 from hvext.core.uri.file import FileLocation, Opened
+from hvext.core.value import replace
 from hvext.errors import InputError, ProgramError
 from hvext.host import process
 from hvext.host.machine import start_storage_daemon
@@ -33,11 +34,15 @@ class Made(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """One way to the volume: what is shown of it, where it is, and the options it is opened with."""
+    """One way to the volume: what is shown of it, where it is, and the options it is opened with.
+
+    ``device`` is the device that it always is in a guest; None for the one that is measured.
+    """
 
     access: MeasuredAccess
     location: Location
     options: DiskOptions
+    device: DeviceModel | None = None
 
     @property
     def name(self) -> str:
@@ -45,26 +50,29 @@ class Place:
         return self.access.name
 
 
-def offered(candidates: Sequence[Candidate], options: DiskOptions) -> list[Place]:
-    """Return the places that a provider offers, the block path first."""
+def offered(choice: Choice, options: DiskOptions) -> list[Place]:
+    """Return the places that a provider offers, the block path first, each with the cache that a disk has there."""
     places = []
-    uris = [candidate for candidate in candidates if candidate.access is Access.USERSPACE]
-    for candidate in sorted(candidates, key=lambda candidate: candidate.access is Access.USERSPACE):
+    uris = [candidate for candidate in choice.candidates if candidate.access is Access.USERSPACE]
+    for candidate in sorted(choice.candidates, key=lambda candidate: candidate.access is Access.USERSPACE):
         if candidate.access is Access.KERNELSPACE:
             name = "path"
         else:
             name = (
                 candidate.location.driver if len(uris) == 1 else f"{candidate.location.driver}{uris.index(candidate)}"
             )
-        places.append(place(name, str(candidate.access), candidate.text, candidate.location, options))
+        wished = replace(options, cache=choice.options_at(candidate.location, options).cache)
+        places.append(place(name, str(candidate.access), candidate.text, candidate.location, wished))
     return places
 
 
-def place(name: str, kind: str, words: str, location: Location, options: DiskOptions) -> Place:
+def place(
+    name: str, kind: str, words: str, location: Location, options: DiskOptions, *, device: DeviceModel | None = None
+) -> Place:
     """Return a way to the volume with what is shown of it."""
     shown = {key: str(value) for key, value in options.to_mapping().items()}
     access = MeasuredAccess(name=name, kind=kind, words=words, options=shown)
-    return Place(access=access, location=location, options=options)
+    return Place(access=access, location=location, options=options, device=device)
 
 
 @contextlib.contextmanager

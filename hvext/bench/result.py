@@ -35,7 +35,8 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredAccess:
-    """One way to the volume. ``kind`` is userspace, kernelspace or made (from the block path, for comparison).
+    """One way to the volume. ``kind`` is userspace, kernelspace or made (from the block path, for comparison);
+    or option, where disk options were measured.
 
     ``words`` say where it is, without secrets; ``options`` are the disk options it was opened with.
     """

@@ -16,19 +16,20 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from hvext.bench.guest_level import GuestLevel, bench_guest
-from hvext.bench.host_level import HostLevel
+from hvext.bench.host_level import HostLevel, needs_objects
 from hvext.bench.places import Made, Place, made, offered
 from hvext.bench.result import Level, Result, Run, Workload
 from hvext.bench.workload import OVERHEAD_S, Length, order
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
 from hvext.core.options import DeviceModel
+from hvext.core.value import replace
 from hvext.errors import InputError, VolumeInUse
 from hvext.host.journal import JournalFolder
 from hvext.host.provider import ProviderHost
@@ -45,7 +46,8 @@ _LEAST_SPAN = 16 * _MIB
 class Settings:
     """What is to be measured. ``span_bytes`` is the part of the volume, from its beginning.
 
-    ``devices`` are those of the guest's level, ``guest`` is the folder of its image. ``seed`` makes fio's random places
+    ``devices`` are those of the guest's level, ``guest`` is the folder of its image, ``cpus``
+    the number of its processors. ``seed`` makes fio's random places
     the same again.
     """
 
@@ -57,6 +59,7 @@ class Settings:
     span_bytes: int = 1 << 30
     destroy_data: bool = False
     guest: Path = Path("vm-images/out")
+    cpus: int = 1
     seed: int = 1
 
     @property
@@ -117,10 +120,9 @@ def measure(
     attached = attach_volume(host, disk)
     try:
         options = replace(disk.options, read_only=not settings.destroy_data)
-        candidates = attached.choice.candidates
         path = attached.attachment.block_path
         with made(settings.made, path, options) as more:
-            places = [*vary(offered(candidates, options)), *more]
+            places = [*vary(offered(attached.choice, options)), *more]
             return _measure_places(disk, places, workloads, settings, watcher)
     finally:
         detach_volume(host, disk)
@@ -131,7 +133,7 @@ def _measure_places(
 ) -> Result:
     # Names of its own: this is no disk of any guest.
     names = DiskNames(uuid.uuid4())
-    openable = [place for place in places if HostLevel.can(place)]
+    openable = [place for place in places if place.location.block_node]
     if not openable:
         raise InputError("the volume is only offered over vhost-user: there is nothing to compare it with")
     with HostLevel(names) as host:
@@ -143,7 +145,13 @@ def _measure_places(
         )
     runs: list[Run] = []
     facts = {**host_facts(), "qemu": qemu_version()}
-    watcher.begin(_count(places, workloads, settings), settings.length.run_s + settings.length.warm_up_s + OVERHEAD_S)
+    n_runs = _count(places, workloads, settings)
+    if not n_runs:
+        raise InputError(
+            "nothing can be measured on the host: qemu-img bench takes no secrets, and cannot mix reads and writes",
+            hint="--level guest can",
+        )
+    watcher.begin(n_runs, settings.length.run_s + settings.length.warm_up_s + OVERHEAD_S)
     if settings.destroy_data:
         watcher.step("filling the part that is measured")
         with HostLevel(names, span_bytes) as filling:
@@ -168,11 +176,12 @@ def _measure_places(
             "run_s": settings.length.run_s,
             "warm_up_s": settings.length.warm_up_s,
             "destroy_data": settings.destroy_data,
+            "guest_cpus": settings.cpus,
         },
         accesses=tuple(place.access for place in places if place.name in measured),
         workloads=tuple(workloads),
         runs=tuple(runs),
-        notes=_notes(settings),
+        notes=_notes(settings, places),
     )
 
 
@@ -197,7 +206,7 @@ def _levels(
             yield Level.HOST, measuring, {}
     if Level.GUEST in settings.levels:
         shared = any(place.location.needs_shared_memory for place in places)
-        with bench_guest(settings.guest, shared_memory=shared) as guest:
+        with bench_guest(settings.guest, shared_memory=shared, cpus=settings.cpus) as guest:
             for device in settings.devices:
                 yield Level.GUEST, GuestLevel(guest, names, device, span_bytes), {"acceleration": guest.acceleration}
 
@@ -235,7 +244,7 @@ def _rounds(
                 )
 
 
-def _notes(settings: Settings) -> tuple[str, ...]:
+def _notes(settings: Settings, places: Sequence[Place]) -> tuple[str, ...]:
     notes = []
     if not settings.destroy_data:
         notes.append("The volume was only read: what writing costs was not measured (--destroy-data allows it).")
@@ -243,6 +252,10 @@ def _notes(settings: Settings) -> tuple[str, ...]:
         notes.append(
             "On the host, requests come from qemu-img bench: it tells no percentiles, and cannot mix reads and writes."
         )
+        if secret := [place.name for place in places if needs_objects(place.location)]:
+            notes.append(
+                f"qemu-img bench takes no secrets: {', '.join(secret)} can be measured in a guest only (--level guest)."
+            )
     return tuple(notes)
 
 

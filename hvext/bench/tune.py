@@ -7,7 +7,7 @@ What keeps data safe is no such choice: the cache mode, discard and error polici
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -17,9 +17,10 @@ from hvext.bench.result import Level, Result
 from hvext.bench.statistics import Samples, Where
 from hvext.bench.words import change_text
 from hvext.core.access import Access
-from hvext.core.options import Aio, DiskOptions
+from hvext.core.options import Aio, DeviceModel, DiskOptions
 from hvext.core.plan import options_obstacle
 from hvext.core.uri.file import FileLocation
+from hvext.core.value import replace
 
 #: What the options as they are given are called.
 AS_GIVEN = "as given"
@@ -34,25 +35,33 @@ def preferred(places: Sequence[Place], access: Access) -> Place:
     return next(item for item in ordered if item.location.block_node)
 
 
-def variations(found: Place, *, guest: bool) -> list[Place]:
-    """Return one access with every combination of options, the options as they are first."""
+def variations(found: Place, *, guest: bool, cpus: int = 1) -> list[Place]:
+    """Return one access with every combination of options, the options as they are first.
+
+    In a guest with several processors a virtio-blk has a queue for each, unless it is told to have one.
+    """
     aios: list[Aio | None] = [found.options.aio]
     if isinstance(found.location, FileLocation):
         aios += [aio for aio in Aio if aio not in (found.options.aio, _default_aio(found.options))]
     iothreads = [found.options.iothread]
     if guest:
         iothreads += [thread for thread in (None, "auto") if thread != found.options.iothread]
-    options = [replace_options(found.options, aio, thread) for aio, thread in product(aios, iothreads)]
+    queues = [found.options.queues]
+    if guest and cpus > 1 and found.options.device is DeviceModel.VIRTIO_BLK:
+        queues += [number for number in (None, 1) if number != found.options.queues]
+    options = [replace_options(found.options, *choice) for choice in product(aios, iothreads, queues)]
     able = [item for item in options if item is not None and options_obstacle(found.location, item) is None]
     words = found.access.words
     return [place(_name(found.options, item), OPTION, words, found.location, item) for item in able]
 
 
-def replace_options(options: DiskOptions, aio: Aio | None, iothread: str | None) -> DiskOptions | None:
+def replace_options(
+    options: DiskOptions, aio: Aio | None, iothread: str | None, queues: int | None
+) -> DiskOptions | None:
     """Return the options with others in their place, or None where these do not go together."""
-    if aio is Aio.NATIVE and not options.cache.direct:
+    if aio is Aio.NATIVE and not options.cache_mode.direct:
         return None
-    return replace(options, aio=aio, iothread=iothread)
+    return replace(options, aio=aio, iothread=iothread, queues=queues)
 
 
 def _default_aio(options: DiskOptions) -> Aio | None:
@@ -66,6 +75,8 @@ def _name(before: DiskOptions, now: DiskOptions) -> str:
         changed.append(f"aio={now.aio or Aio.THREADS}")
     if now.iothread != before.iothread:
         changed.append(f"iothread={now.iothread or 'none'}")
+    if now.queues != before.queues:
+        changed.append(f"queues={now.queues or 'one for each processor'}")
     return " ".join(changed) or AS_GIVEN
 
 

@@ -33,10 +33,11 @@ from hvext.bench.workload import OVERHEAD_S
 
 
 class Recommendation(StrEnum):
-    """What to give as ``access``."""
+    """What to give as ``access``; or, where disk options were measured, that others are better."""
 
     USERSPACE = "userspace"
     KERNELSPACE = "kernelspace"
+    OPTION = "option"
     NONE = "no measurable difference"
 
 
@@ -129,6 +130,8 @@ def recommended(level: LevelVerdict) -> str:
     """Return the recommendation in a few words: "Recommendation: access=userspace (nbd)"."""
     if not level.access:
         return f"Recommendation: {level.recommendation}"
+    if level.recommendation is Recommendation.OPTION:
+        return f"Recommendation: disk options {level.access}"
     return f"Recommendation: access={level.recommendation} ({level.access})"
 
 
@@ -151,8 +154,12 @@ def judge(result: Result) -> Verdict:
 
 
 def baseline(accesses: Sequence[MeasuredAccess]) -> MeasuredAccess | None:
-    """Return what the others are compared with: the block path where there is one, else the first that was not made."""
-    return min(accesses, key=lambda access: ("kernelspace", "userspace", "made").index(access.kind), default=None)
+    """Return what the others are compared with: the block path where there is one, else the first that was not made.
+
+    Where disk options were measured, the first of them are those that were given.
+    """
+    order = ("option", "kernelspace", "userspace", "made")
+    return min(accesses, key=lambda access: order.index(access.kind), default=None)
 
 
 def _judge_level(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
+import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from hvext.bench.places import Made
+from hvext.bench.places import Made, Place
 from hvext.bench.result import Level, Result, Workload
 from hvext.bench.run import Settings, measure
 from hvext.bench.workload import FULL, QUICK, STANDARD, Length, parse_jobs, size_bytes
@@ -19,6 +22,9 @@ from hvext.core.options import DeviceModel
 from hvext.errors import HvextError, InputError
 
 _Kind = TypeVar("_Kind", bound=StrEnum)
+#: How the name of a file ends that is to be packed: fio's whole output is large.
+_PACKED = ".gz"
+_MAX_CPUS = 64
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -46,21 +52,22 @@ def bench(arguments: argparse.Namespace) -> int:
 
 def tune(arguments: argparse.Namespace) -> int:
     """Measure the options of a disk, and print those to use."""
+    from hvext.bench.beside import Layer, beside
     from hvext.bench.terminal import Progress, print_tuned
     from hvext.bench.tune import choose, preferred, variations
 
+    layers = _each(Layer, arguments.beside, "--beside")
     settings = _settings(arguments)
     _check_writable(arguments.out)
     wished = disk(arguments)
     guest = Level.GUEST in settings.levels
+
+    def vary(places: Sequence[Place]) -> Sequence[Place]:
+        found = preferred(places, wished.access)
+        return beside(found, layers) if layers else variations(found, guest=guest, cpus=settings.cpus)
+
     with Progress(quiet=arguments.json) as progress:
-        result = measure(
-            provider_host(arguments),
-            wished,
-            settings,
-            progress,
-            vary=lambda places: variations(preferred(places, wished.access), guest=guest),
-        )
+        result = measure(provider_host(arguments), wished, settings, progress, vary=vary)
     _write(arguments.out, json.dumps(result.to_json(), ensure_ascii=False))
     tuned = choose(result)
     if arguments.json:
@@ -104,6 +111,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         span_bytes=size_bytes(arguments.span, "--span"),
         destroy_data=arguments.destroy_data,
         guest=Path(arguments.guest),
+        cpus=arguments.cpus,
         seed=arguments.seed,
     )
 
@@ -119,6 +127,8 @@ def _each(kind: type[_Kind], text: str, option: str) -> tuple[_Kind, ...]:
 
 def _length(arguments: argparse.Namespace) -> Length:
     length = QUICK if arguments.quick else FULL if arguments.full else STANDARD
+    if not 1 <= arguments.cpus <= _MAX_CPUS:
+        raise InputError(f"--cpus must be between 1 and {_MAX_CPUS}; got {arguments.cpus}")
     if arguments.rounds is not None and arguments.rounds < 1:
         raise InputError(f"--rounds must be at least 1; got {arguments.rounds}")
     return replace(
@@ -139,8 +149,9 @@ def _jobs(name: str | None) -> tuple[Workload, ...]:
 
 def _read(name: str) -> Result:
     try:
-        return Result.read(Path(name).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        kept = Path(name).read_bytes()
+        return Result.read((gzip.decompress(kept) if name.endswith(_PACKED) else kept).decode())
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {name}: {error}") from error
     except InputError as error:
         raise InputError(f"{name}: {error.message}", hint=error.hint) from error
@@ -157,8 +168,9 @@ def _write(name: str | None, text: str) -> None:
         return
     path = Path(name)
     new = path.with_name(f".{path.name}.new")
+    kept = f"{text}\n".encode()
     try:
-        new.write_text(text + "\n", encoding="utf-8")
+        new.write_bytes(gzip.compress(kept, mtime=0) if name.endswith(_PACKED) else kept)
         new.replace(path)
     except OSError as error:
         raise HvextError(f"cannot write {name}: {error.strerror}") from error

@@ -1,6 +1,6 @@
-"""qemu-img on this host: how large storage is, and how many requests a second QEMU's block layer gets from it.
+"""qemu-img and qemu-io on this host: how large storage is, and how many requests a second QEMU's block layer gets.
 
-Source: qemu-img(1), "info" and "bench".
+Source: qemu-img(1), "info" and "bench"; ``qemu-io --help``.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ import os
 import re
 import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from hvext.core.uri.mask import masked
+from hvext.core.value import value_object
 from hvext.errors import ProgramError
 from hvext.host import process
 
 _PROGRAM = "qemu-img"
 _INSTALL = "Debian package qemu-utils"
+_MIB = 1 << 20
+#: What a single write of qemu-io has.
+_PIECE = 64 * _MIB
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object
 class Benched:
     """What a run took: ``seconds`` for its requests alone, processor seconds for the whole program."""
 
@@ -41,9 +44,15 @@ def size_bytes(node: Mapping[str, Any], objects: Sequence[Mapping[str, Any]], *,
     return int(json.loads(printed)["virtual-size"])
 
 
+def fill(node: Mapping[str, Any], objects: Sequence[Mapping[str, Any]], n_bytes: int, *, limit_s: float) -> None:
+    """Write so many bytes from the beginning of what a node opens; raises ProgramError."""
+    pieces = [(start, min(_PIECE, n_bytes - start)) for start in range(0, n_bytes, _PIECE)]
+    commands = [word for start, length in pieces for word in ("-c", f"write -q -P 0x5a {start} {length}")]
+    _run([*_objects(objects), "-t", "none", *commands, _filename(node)], limit_s, program="qemu-io")
+
+
 def bench(
     node: Mapping[str, Any],
-    objects: Sequence[Mapping[str, Any]],
     *,
     count: int,
     depth: int,
@@ -57,9 +66,9 @@ def bench(
     """Send so many requests of one size, ``depth`` at a time, each ``step_bytes`` behind the one before it.
 
     They go round at the node's end. With ``flush_every`` the writes under way are waited for and flushed after so
-    many. Raises ProgramError.
+    many. qemu-img bench takes no objects, so the node must need none. Raises ProgramError.
     """
-    words = ["bench", *_objects(objects), "-c", str(count), "-d", str(depth), "-s", str(block_bytes)]
+    words = ["bench", "-c", str(count), "-d", str(depth), "-s", str(block_bytes)]
     words += ["-S", str(step_bytes), "-o", str(offset_bytes), "-t", "none"]
     words += ["-w"] if write else ["-U"]
     words += [f"--flush-interval={flush_every}"] if flush_every else []
@@ -85,15 +94,15 @@ def _filename(node: Mapping[str, Any]) -> str:
     return "json:" + json.dumps(dict(node))
 
 
-def _run(words: Sequence[str], limit_s: float) -> str:
+def _run(words: Sequence[str], limit_s: float, *, program: str = _PROGRAM) -> str:
     env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
     try:
-        done = process.run([_PROGRAM, *words], env=env, timeout_s=limit_s)
+        done = process.run([program, *words], env=env, timeout_s=limit_s)
     except ProgramError as error:
         raise ProgramError(error.message, hint=_INSTALL) from error
     if done.timed_out:
-        raise ProgramError(f"{_PROGRAM} {words[0]} did not end within {limit_s:g} s", hint="does the storage answer?")
+        raise ProgramError(f"{program} {words[0]} did not end within {limit_s:g} s", hint="does the storage answer?")
     if done.status:
         said = " ".join(done.stderr.decode(errors="replace").replace(words[-1], "").split())
-        raise ProgramError(f"{_PROGRAM} {words[0]}: {masked(said)[-600:]}")
+        raise ProgramError(f"{program} {words[0]}: {masked(said)[-600:]}")
     return done.stdout.decode(errors="replace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -29,6 +30,8 @@ from hvext.operations import volumes
 from tests.conftest import need
 from tests.host.oracle import short_folder
 from tests.providers import write_provider
+from tests.secrecy import SECRET_FOLDER
+from tests.servers.iscsi import iscsi_target
 from tests.servers.program import Service, running
 
 SHORT = replace(QUICK, rounds=2, run_s=0.2, warm_up_s=0.05)
@@ -130,7 +133,7 @@ def named(sample: Sample) -> tuple[str, ...]:
 
 
 def test_the_command_keeps_the_result_and_writes_the_page(sample: Sample, tmp_path: Path) -> None:
-    short = ("--quick", "--rounds", 6, "--runtime", 0.1, "--span", "32M")
+    short = ("--quick", "--rounds", 2, "--runtime", 0.1, "--span", "32M")
     out, page = tmp_path / "r.json", tmp_path / "r.html"
     done = hvext("bench", *named(sample), *short, "--out", out, "--html", page)
     assert done.returncode == 0, done.stderr
@@ -138,7 +141,7 @@ def test_the_command_keeps_the_result_and_writes_the_page(sample: Sample, tmp_pa
     told = json.loads(hvext("bench", *named(sample), *short, "--json").stdout)
     assert told["verdict"]["recommendation"] in ("userspace", "kernelspace", "no measurable difference")
     result = Result.read(out.read_text())
-    assert len(result.runs) == 6 * 2 * 3
+    assert len(result.runs) == 2 * 2 * 3
     assert page.read_text().lstrip().lower().startswith("<!doctype html")
     argv = [sys.executable, "-m", "hvext", "bench", "compare", str(out), str(out)]
     same = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
@@ -146,7 +149,7 @@ def test_the_command_keeps_the_result_and_writes_the_page(sample: Sample, tmp_pa
 
 
 def test_tuning_compares_the_options_and_changes_nothing_that_decides_what_is_safe(sample: Sample) -> None:
-    short = ("--quick", "--rounds", 7, "--runtime", 0.1, "--span", "32M", "--json")
+    short = ("--quick", "--rounds", 2, "--runtime", 0.1, "--span", "32M", "--json")
     told = json.loads(hvext("tune", *named(sample), *short, "--access", "kernelspace", "-o", "cache=directsync").stdout)
     assert {item["access"] for item in told["compared"]} == {"aio=native", "aio=io_uring"}
     assert told["best"] in ("as given", "aio=native", "aio=io_uring")
@@ -156,6 +159,52 @@ def test_tuning_compares_the_options_and_changes_nothing_that_decides_what_is_sa
     # Over NBD there is nothing to choose on the host.
     told = json.loads(hvext("tune", *named(sample), *short).stdout)
     assert (told["best"], told["compared"]) == ("as given", [])
+
+
+def test_the_defaults_of_other_layers_are_measured_beside_those_of_the_disk(sample: Sample, tmp_path: Path) -> None:
+    short = ("--quick", "--rounds", 2, "--runtime", 0.1, "--span", "32M", "--json", "--access", "kernelspace")
+    out = tmp_path / "r.json.gz"
+    layers = ("--beside", "ganeti,libvirt,proxmox", "--out", out)
+    told = json.loads(hvext("tune", *named(sample), *short, *layers).stdout)
+    assert {item["access"] for item in told["compared"]} == {"ganeti", "libvirt", "proxmox"}
+    result = Result.read(gzip.decompress(out.read_bytes()).decode())
+    opened = {access.name: (access.options.get("cache"), access.options.get("aio")) for access in result.accesses}
+    assert opened["ganeti"] == ("none", "threads")
+    assert opened["libvirt"] == ("writeback", None)
+    assert opened["proxmox"] == ("none", "io_uring")
+    page = tmp_path / "r.html"
+    argv = [sys.executable, "-m", "hvext", "bench", "report", str(out), "--html", str(page)]
+    subprocess.run(argv, timeout=60, check=True)
+    assert "libvirt" in page.read_text()
+    out.write_bytes(b"torn")
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "cannot read" in done.stderr) == (2, True), done.stderr
+
+
+def test_an_access_with_a_secret_is_left_out_on_the_host_and_said(tmp_path: Path) -> None:
+    folder = tmp_path / SECRET_FOLDER
+    short = ("--quick", "--rounds", 1, "--runtime", 0.1, "--span", "16M", "--destroy-data", "--search-path", folder)
+    with iscsi_target() as target:
+        target.create("v", 32 << 20)
+        uri = target.uri_with_password("v")
+        told = subprocess.run(
+            ["losetup", "--find", "--show", str(target.path("v"))], capture_output=True, text=True, check=True
+        )
+        device = told.stdout.strip()
+        try:
+            write_provider(folder, "both", {"attach": f"printf '%s\\n' {device} 'kvm:{uri}'"})
+            write_provider(folder, "secret", {"attach": f"printf '%s\\n' '' 'kvm:{uri}'"})
+            done = hvext("bench", "both", "v", *short, "--json")
+            assert done.returncode == 0, done.stderr
+            result = Result.from_json(json.loads(done.stdout)["result"])
+            assert {run.access for run in result.runs} == {"path"}
+            assert any("takes no secrets: iscsi" in note for note in result.notes)
+            # What fills the volume is given the password, though.
+            done = hvext("bench", "secret", "v", *short)
+            assert done.returncode == 2
+            assert "--level guest" in done.stderr
+        finally:
+            subprocess.run(["losetup", "--detach", device], check=True)
 
 
 @pytest.mark.parametrize(

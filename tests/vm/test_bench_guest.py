@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hvext.bench.places import Made
+from hvext.bench.beside import Layer, beside
+from hvext.bench.places import Made, Place
 from hvext.bench.result import Level, Result, Workload
 from hvext.bench.run import Settings, measure
+from hvext.bench.tune import preferred
 from hvext.bench.workload import QUICK
+from hvext.core.access import Access
 from hvext.core.disk import Disk
 from hvext.core.options import DeviceModel
 from hvext.errors import ProgramError
@@ -66,6 +70,27 @@ def test_a_guest_measures_every_access_as_every_device(tmp_path: Path) -> None:
         assert run.raw["jobs"][0]["job options"].get("fsync") == ("1" if run.workload == "s" else None)
     assert result.host["acceleration"] in ("tcg", "kvm")
     assert Result.read(json.dumps(result.to_json())) == result
+
+
+def test_a_disk_of_another_layer_is_the_device_that_it_is_there(tmp_path: Path) -> None:
+    need(str(IMAGE.parent / "out-fio" / "fio.gz"), "vm-images/build-fio")
+
+    def vary(places: Sequence[Place]) -> Sequence[Place]:
+        return beside(preferred(places, Access.KERNELSPACE), (Layer.PROXMOX,))
+
+    host = ProviderHost()
+    with short_folder() as folder:
+        disk = Disk.from_mapping({"provider": "sample", "volume": "b", "parameters": {"dir": str(folder)}})
+        volumes.create_volume(host, disk, 64)
+        settings = Settings(
+            length=replace(QUICK, rounds=1, run_s=0.3, warm_up_s=0.1), levels=(Level.GUEST,), jobs=(READ,), guest=IMAGE
+        )
+        result = measure(host, disk, settings, Quiet(), vary=vary)
+        volumes.remove_volume(host, disk)
+    given, proxmox = (next(run for run in result.runs if run.access == name) for name in ("as given", "proxmox"))
+    # fio tells which disk it had: sd… on the controller that runs in an iothread, vd… behind virtio-blk.
+    assert given.raw["jobs"][0]["job options"]["filename"].startswith("/dev/vd")
+    assert proxmox.raw["jobs"][0]["job options"]["filename"].startswith("/dev/sd")
 
 
 def test_a_guest_without_fio_says_how_to_get_it(tmp_path: Path) -> None:
