@@ -183,7 +183,7 @@ def _figures(name: str, values: Sequence[float]) -> str:
 @pytest.mark.parametrize(
     ("size", "idle_s", "pace"),
     [
-        (12, 3.0, ("--per-server", "1000")),
+        (8, 3.0, ("--per-server", "1000")),
         pytest.param(300, 60.0, ("--per-server", "1000"), marks=[pytest.mark.nightly, pytest.mark.timeout(1800)]),
         pytest.param(300, 60.0, (), marks=[pytest.mark.nightly, pytest.mark.timeout(1800)]),
     ],
