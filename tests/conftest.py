@@ -13,7 +13,7 @@ import pytest
 
 from tests.secrecy import Secrecy, files_with_secrets
 
-pytest_plugins = ("tests.second_qemu", "tests.vm.failing", "pytester")
+pytest_plugins = ("tests.second_qemu", "tests.ganeti", "tests.vm.failing", "pytester")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background, where shells ignore Ctrl-C: the programs under test would inherit that.
