@@ -105,8 +105,9 @@ class Capabilities:
             if kind in DEVICE_TYPES:
                 raise CapabilityError(f"device_add: this QEMU has no device {kind!r}")
             return
+        properties = self.devices[kind]
         for name in device:
-            if name not in self.devices[kind] | _OF_EVERY_DEVICE:
+            if name not in properties and name not in _OF_EVERY_DEVICE:
                 raise CapabilityError(f"device_add: this QEMU's {kind} device has no property {name!r}")
 
     def to_json(self) -> dict[str, object]:

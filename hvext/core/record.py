@@ -191,6 +191,12 @@ class VmRecord:
         """
         if (self.name, self.monitors, self.process) != (before.name, before.monitors, before.process):
             return None
+        if among is not None and len(among) == 1:
+            (uuid,) = among
+            now, former = self.disks.get(uuid), before.disks.get(uuid)
+            if now is not None and former is not None:
+                # The next step of an operation, which is what is written most often.
+                return Changes(text=_line(_change(now, former)), matters=now.migrating or former.migrating)
         looked_at = {**before.disks, **self.disks} if among is None else dict.fromkeys(among)
         gone = [uuid for uuid in looked_at if uuid in before.disks and uuid not in self.disks]
         there = [self.disks[uuid] for uuid in looked_at if uuid in self.disks]

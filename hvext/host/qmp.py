@@ -15,6 +15,7 @@ import logging
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,6 +67,7 @@ class _Client(QMPClient):
         super().__init__(name)
         self._answers: dict[object, asyncio.Future[Message]] = {}
         self._unsent: list[bytes] = []
+        self._holding = 0
 
     async def ask(self, command: str, arguments: object, *, limit_s: float, oob: bool) -> Message:
         """Send a command and return QEMU's answer, also a refusal; raises TimeoutError, and QMPError as the library."""
@@ -89,10 +91,23 @@ class _Client(QMPClient):
     def _put(self, data: bytes, loop: asyncio.AbstractEventLoop) -> None:
         """Send a command; those that follow it before its answer, a few in one piece: QEMU wakes up for each piece."""
         self._unsent.append(data)
+        if self._holding:
+            return
         if not self._answers or len(self._unsent) >= _PIECE:
             self._send_rest()
         elif len(self._unsent) == 1:
             loop.call_soon(self._send_rest)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Send what is asked in the block in one piece, at its end."""
+        self._holding += 1
+        try:
+            yield
+        finally:
+            self._holding -= 1
+            if not self._holding:
+                self._send_rest()
 
     def _send_rest(self) -> None:
         data, self._unsent = b"".join(self._unsent), []
@@ -197,6 +212,13 @@ class Monitor:
             case {"error": {"class": str(kind), "desc": str(words)}}:
                 raise CommandRefused(command, arguments or {}, kind, words)
         raise MonitorError(f"QEMU at {self._address} answered {command} with what is no answer: {answer!r:.200}")
+
+    def together(self) -> AbstractContextManager[None]:
+        """Send the commands that are begun in the block in one piece, at its end: QEMU wakes up for each piece.
+
+        Nothing that is awaited in the block may wait for their answers.
+        """
+        return self._client.together()
 
     @contextlib.contextmanager
     def events(self, *names: str, matching: Callable[[Mapping[str, Any]], bool] | None = None) -> Iterator[Events]:

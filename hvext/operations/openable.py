@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hvext.core.identity import DiskNames
 from hvext.core.options import DiskOptions
 from hvext.core.plan import DiskPlan, options_obstacle, plan_disk
@@ -16,12 +18,18 @@ if TYPE_CHECKING:
 
 
 def openable(
-    capabilities: Capabilities | None, names: DiskNames, options: DiskOptions, *, shared_memory: bool | None = None
+    capabilities: Capabilities | None,
+    names: DiskNames,
+    options: DiskOptions,
+    *,
+    shared_memory: bool | None = None,
+    keep: Callable[[DiskPlan], None] | None = None,
 ) -> Obstacle:
     """Return what finds out why a disk with these names and options cannot be opened at a location.
 
     ``capabilities`` are those of the QEMU in question, None when it is not known. ``shared_memory`` tells whether the
-    guest's memory is shared; None when that is not known yet (cold start).
+    guest's memory is shared; None when that is not known yet (cold start). ``keep`` is given each
+    plan that this QEMU can have.
     """
 
     def obstacle(location: Location) -> str | None:
@@ -37,9 +45,12 @@ def openable(
         if why := capabilities.obstacle(location.driver) if location.block_node else None:
             return why
         try:
-            check_plan(capabilities, plan_disk(names, location, options, folder=private_folder()))
+            plan = plan_disk(names, location, options, folder=private_folder())
+            check_plan(capabilities, plan)
         except (CapabilityError, InputError) as error:
             return str(error)
+        if keep is not None:
+            keep(plan)
         return None
 
     return obstacle

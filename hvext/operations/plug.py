@@ -173,7 +173,10 @@ class PlugWork:
         self._wished = wished
         self._remains = remains
         self._capabilities = guest.capabilities
-        self._obstacle = guest.obstacle(disk)
+        # With these options the plans were made that QEMU was found to be able to have.
+        self._planned = disk.options
+        self._plans: list[DiskPlan] = []
+        self._obstacle = guest.obstacle(disk, keep=self._plans.append)
         self._exclusive = exclusive
         self._shared = shared
         self._attached: Attached | None = None
@@ -239,6 +242,10 @@ class PlugWork:
     def _plan_at(self, location: Location, options: DiskOptions) -> DiskPlan:
         assert self._attached is not None  # noqa: S101
         options = self._attached.choice.options_at(location, options)
+        if options is self._planned:
+            for plan in self._plans:
+                if plan.location is location:
+                    return plan
         return plan_disk(self._disk.names, location, options, folder=private_folder())
 
     async def _plug_device(self) -> None:
@@ -267,7 +274,8 @@ class PlugWork:
     async def _add_device(self, disk: Disk) -> None:
         moved = disk.options.placement != self._opened.options.placement
         plan = self._plan_at(self._opened.location, disk.options) if moved else self._opened
-        self._capabilities.check_device(plan.device)
+        if moved:
+            self._capabilities.check_device(plan.device)
         await self._monitor.execute("device_add", plan.device)
 
     async def _clean(self) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import cast
 
 from hvext.core.capability import Capabilities
 from hvext.core.disk import Disk
 from hvext.core.options import DeviceModel
+from hvext.core.plan import DiskPlan
 from hvext.core.provider import Provider
 from hvext.core.running import RunningDisk
 from hvext.core.topology import Topology, place_disk
@@ -45,9 +46,9 @@ class Guest:
         capabilities, shared_memory = await all_of(query_capabilities(monitor), memory_is_shared(monitor))
         return cls(monitor=monitor, capabilities=capabilities, shared_memory=shared_memory)
 
-    def obstacle(self, disk: Disk) -> Obstacle:
-        """Return what finds out why a disk cannot be opened at a location."""
-        return openable(self.capabilities, disk.names, disk.options, shared_memory=self.shared_memory)
+    def obstacle(self, disk: Disk, *, keep: Callable[[DiskPlan], None]) -> Obstacle:
+        """Return what finds out why a disk cannot be opened at a location; ``keep`` is given the plans where it can."""
+        return openable(self.capabilities, disk.names, disk.options, shared_memory=self.shared_memory, keep=keep)
 
 
 class Places:
@@ -121,8 +122,9 @@ async def asking(monitor: Monitor, host: ProviderHost, disk: Disk, *, known: boo
     questions = Questions(monitor, host, disk, known=known)
     try:
         # Each is a task, and has others; then they are on their way.
-        for _turn in range(3):
-            await asyncio.sleep(0)
+        with monitor.together():
+            for _turn in range(3):
+                await asyncio.sleep(0)
         yield questions
     finally:
         with contextlib.suppress(HvextError):

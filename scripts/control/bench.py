@@ -70,11 +70,17 @@ class Bench:
 
     @contextlib.contextmanager
     def machine(self, **options: Any) -> Iterator[Machine]:
-        """A QEMU without a running guest."""
+        """A QEMU without a running guest; hvext's monitor keeps no log, as the one of what is bare."""
+        path = self.folder / "qmp"
         wanted = MachineOptions(
-            **{"name": "bench", "scsi_controllers": 2, "start_paused": True, "memory_mib": 128, **options}
+            **{"name": "bench", "scsi_controllers": 2, "start_paused": True, "memory_mib": 128, **options},
+            extra_args=(
+                *("-chardev", f"socket,id=plain,path={path},server=on,wait=off"),
+                *("-mon", "chardev=plain,mode=control"),
+            ),
         )
         with start_machine(wanted, self.image, self.folder / "logs") as machine:
+            machine.qmp_path = path
             yield machine
 
     async def timed(self, work: Callable[[], Any]) -> tuple[float, float, list[tuple[str, int, dict[str, Any]]]]:

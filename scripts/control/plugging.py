@@ -36,14 +36,19 @@ async def _single(bench: Bench, machine: Machine, times: dict[str, dict[str, lis
         await vm.plug(bench.disks("steady", 1)[0])
         for number in range(bench.rounds + 1):
             logs = {}
-            for name, work in (
+            works = (
                 ("plug", lambda: vm.plug(disk)),
                 ("move", lambda: vm.repoint(disk.volume.uuid, f"file:{there}")),
                 ("unplug", lambda: vm.unplug(disk)),
-            ):
-                own, script, logs[name] = await bench.timed(work)
+            )
+            bench.wire.record(on=False)
+            for name, work in works:
+                own, script, _log = await bench.timed(work)
                 times[name]["hvext"].append(own)
                 times[name]["script"].append(script)
+            bench.wire.record(on=True)
+            for name, work in works:
+                _own, _script, logs[name] = await bench.timed(work)
             for name, log in logs.items():
                 times[name]["bare"].append(bare.replay(log))
             if not number:
