@@ -33,6 +33,7 @@ MIB = 1 << 20
 PIECE = 64 * 1024
 _BLKFLSBUF = 0x1261
 _LIMIT_S = 60.0
+_NO_SECRETS: Mapping[str, Secret] = {}
 #: What QEMU says when its packages lack the driver: nothing about the provider.
 _NO_DRIVER = ("Unknown driver", "Unknown protocol")
 
@@ -51,8 +52,12 @@ class Way:
         return self.name == "path"
 
 
-def ways(attachment: Attachment) -> tuple[tuple[Way, ...], tuple[str, ...]]:
+def ways(
+    attachment: Attachment, secrets: Mapping[str, Secret] = _NO_SECRETS
+) -> tuple[tuple[Way, ...], tuple[str, ...]]:
     """Return the ways that an answer offers, the path first, and why URIs of it are none.
+
+    ``secrets``, by role, are given to URIs that can have one and bring none, as hvext does.
 
     A URI that cannot be read is left out without a word: a check of its own is about that.
     """
@@ -64,7 +69,7 @@ def ways(attachment: Attachment) -> tuple[tuple[Way, ...], tuple[str, ...]]:
     uris = attachment.uris_for("kvm")
     for number, uri in enumerate(uris, start=1):
         try:
-            location = parse_uri(uri, look=opened_as)
+            location = parse_uri(uri, look=opened_as).with_secrets(secrets)
         except InputError:
             continue
         if not location.block_node:

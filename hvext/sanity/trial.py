@@ -15,12 +15,13 @@ from pathlib import Path
 from hvext.core.answer import Attachment, check_block_path, parse_answer
 from hvext.core.environment import VARIABLES, script_environment
 from hvext.core.provider import Action, Provider
-from hvext.core.secret import MASK, is_secret_name
+from hvext.core.secret import MASK, ROLES, Secret, is_secret_name
 from hvext.core.uri.mask import SHORTEST, masked
 from hvext.core.value import field, replace, value_object
 from hvext.core.volume import Volume
 from hvext.errors import AnswerError, ProviderError, ScriptFailed
 from hvext.host.files import file_kind
+from hvext.host.private import read_secret_file
 from hvext.host.provider import ProviderHost
 from hvext.sanity import storage
 from hvext.sanity.check import Need, NotReady, Run, Skip
@@ -141,6 +142,17 @@ class Trial:
             if is_secret_name(name) and len(value) >= SHORTEST
         }
 
+    @property
+    def _roles(self) -> dict[str, Secret]:
+        """The secrets that URIs lack: parameters with a role's name, and what is in a parameter ROLE_file's file."""
+        found = {}
+        for role in ROLES:
+            if value := self.settings.parameters.get(role):
+                found[role] = Secret(value)
+            elif path := self.settings.parameters.get(f"{role}_file"):
+                found[role] = Secret(read_secret_file(path))
+        return found
+
     def capabilities(self) -> frozenset[Need]:
         """Return what the provider has, as far as it is known by now."""
         found = {need for need, action in _OPTIONAL.items() if self.provider and action in self.provider.actions}
@@ -207,7 +219,7 @@ class Trial:
                 check_block_path(attachment.block_path, file_kind(attachment.block_path))
         except AnswerError as error:
             raise NotReady(masked(error.message), action=Action.ATTACH, runs=[run]) from error
-        ways, skipped = storage.ways(attachment)
+        ways, skipped = storage.ways(attachment, self._roles)
         for words in skipped:
             self.note(words)
         return Offer(run=run, attachment=attachment, ways=ways)
