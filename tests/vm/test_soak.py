@@ -230,7 +230,7 @@ def test_qemu_does_not_grow_with_the_operations_that_are_done_to_it(
     assert max(memory_kib[1:]) < memory_kib[0] * 1.1
 
 
-@pytest.mark.parametrize("operations", [20, pytest.param(2000, marks=_NIGHTLY)])
+@pytest.mark.parametrize("operations", [40, pytest.param(2000, marks=_NIGHTLY)])
 def test_many_operations_under_writes_lose_nothing_and_leave_nothing(
     soaked: World, boot: GuestFactory, capsys: pytest.CaptureFixture[str], operations: int
 ) -> None:
