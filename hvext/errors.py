@@ -21,6 +21,8 @@ The tree::
     │   ├── CapabilityError        this QEMU cannot do what is asked: nothing was sent
     │   ├── MonitorError           no QMP monitor there, busy, or the connection broke
     │   ├── CommandRefused         QEMU answered with an error: nothing was changed
+    │   ├── LibvirtRefused         libvirt answered with an error: that call changed nothing
+    │   ├── DomainError            no such libvirt domain, or not in the state that the operation needs
     │   └── CommandTimeout         no answer in time: the command may have been carried out
     ├── PlugError                  the guest has no place for the disk, or it is in the way of another
     ├── DiskNotFound               the running guest has no such disk
@@ -153,6 +155,26 @@ class CommandRefused(QemuError):
         self.arguments = dict(arguments)
         self.error_class = error_class
         self.description = description
+
+
+class LibvirtRefused(QemuError):
+    """libvirt answered a call with an error: that call changed nothing.
+
+    ``code`` is libvirt's number of the error (``VIR_ERR_…``), ``description`` what it said.
+    """
+
+    def __init__(self, what: str, code: int, description: str, *, hint: str = "") -> None:
+        super().__init__(f"libvirt cannot {what}: {description}", hint=hint)
+        self.code = code
+        self.description = description
+
+    def to_json(self) -> dict[str, object]:
+        """Return the error with libvirt's number of it."""
+        return {**super().to_json(), "code": self.code}
+
+
+class DomainError(QemuError):
+    """libvirt has no such domain, or it is not in the state that the operation needs: nothing was changed."""
 
 
 class CommandTimeout(QemuError):

@@ -13,6 +13,7 @@ import base64
 import contextlib
 import json
 import os
+import secrets
 import stat
 import sys
 import threading
@@ -40,6 +41,11 @@ def remember(secret: str) -> str:
     assert len(secret) >= 8, "too short to be searched for"
     _known.add(secret)
     return secret
+
+
+def new_secret() -> str:
+    """Return a secret of this run; one in the sources would be found in each copy of them that a test makes."""
+    return remember(secrets.token_hex(12))
 
 
 def forms(secret: str) -> tuple[bytes, ...]:

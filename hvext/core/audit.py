@@ -1,15 +1,24 @@
 """What does not fit together: the journal's record of a VM against what its QEMU has.
 
-A finding is something that is left over, unfinished or unknown. What is as it should be is none.
+A finding is something that is left over, unfinished or unknown, or a guest that its storage has stopped. What is as it
+should be is none.
 """
 
 from __future__ import annotations
 
+import shlex
 import uuid as uuid_module
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 
-from hvext.core.identity import NODE_NAME_LIMIT, DiskNames, disk_of_device, disk_of_node, owner_of_object
+from hvext.core.identity import (
+    NODE_NAME_LIMIT,
+    DiskNames,
+    derived_uuid,
+    disk_of_device,
+    disk_of_node,
+    owner_of_object,
+)
 from hvext.core.record import DiskRecord, Intent, Unfinished, VmRecord
 from hvext.core.running import RunningDisk
 from hvext.core.value import value_object
@@ -26,6 +35,7 @@ class Kind(StrEnum):
     UNUSED = "unused volume"
     STARTING = "not started yet"
     ENDED = "QEMU has ended"
+    STOPPED = "stopped by an I/O error"
     UNREACHABLE = "cannot be looked at"
     UNKNOWN = "not written down"
     NODE = "left node"
@@ -36,8 +46,8 @@ class Kind(StrEnum):
     BROKEN = "record that cannot be read"
 
 
-#: What goes on by itself, or is about to.
-_HARMLESS = (Kind.UNDER_WAY, Kind.STARTING, Kind.MIGRATING)
+#: What goes on by itself or is about to, and what leaves nothing over: the journal and QEMU agree.
+_HARMLESS = (Kind.UNDER_WAY, Kind.STARTING, Kind.MIGRATING, Kind.STOPPED)
 
 
 @value_object
@@ -51,7 +61,7 @@ class Finding:
 
     @property
     def harmless(self) -> bool:
-        """Whether it is no fault: somebody works on it, or has yet to start."""
+        """Whether there is nothing to recover: somebody works on it, has yet to start, or its storage has failed."""
         return self.kind in _HARMLESS
 
     def to_json(self) -> dict[str, object]:
@@ -94,6 +104,56 @@ def audit_vm(
         owner = owner_of_file(name)
         if owner is not None and owner.uuid not in busy:
             yield Finding(vm=record.name, kind=Kind.FDSET, uuid=owner.uuid, words=f"file descriptors named {name}")
+
+
+def audit_stopped(
+    record: VmRecord,
+    failed: Collection[uuid_module.UUID],
+    full: Collection[uuid_module.UUID],
+    *,
+    again: str = "",
+    watched: bool = True,
+) -> Iterator[Finding]:
+    """Yield that an I/O error has stopped a guest: for the disks that have ``failed``, and those that are ``full``.
+
+    One finding for each disk; one without a disk where it was none of hvext's. ``again`` is the command that lets the
+    guest run again, hvext's by default, at the first monitor of ``record``; ``watched`` says whether `hvext watch` is
+    for such guests.
+    """
+    monitor = [f"--qmp {shlex.quote(address)}" for address in record.monitors[:1]]
+    again = again or " ".join(("hvext resume", *monitor))
+    # Of an NBD server that is back, QEMU makes the new connection in the background: the first requests fail all the
+    # same, and the guest stops once more. The watch puts the disk on a connection that stands.
+    watch = " ".join(("hvext watch --once", *monitor, "has its provider serve it again, and fails it over"))
+    for uuid in sorted(full, key=str):
+        words = f"the guest is stopped: the storage of {_volume(record, uuid)} is full; make room, then {again}"
+        yield Finding(vm=record.name, kind=Kind.STOPPED, uuid=uuid, words=words)
+    for uuid in sorted(failed, key=str):
+        known = record.disks.get(uuid)
+        back = f"bring it back{_by_provider(known) if known else ''}, then (twice, should it stop again) {again}"
+        cure = watch if watched and known else back
+        words = f"the guest is stopped: the storage of {_volume(record, uuid)} has failed; {cure}"
+        yield Finding(vm=record.name, kind=Kind.STOPPED, uuid=uuid, words=words)
+    if not (failed or full):
+        words = f"the guest is stopped, and no disk of hvext's stands out as failed; once its storage is well, {again}"
+        yield Finding(vm=record.name, kind=Kind.STOPPED, words=words)
+
+
+def _volume(record: VmRecord, uuid: uuid_module.UUID) -> str:
+    known = record.disks.get(uuid)
+    return known.words if known is not None else f"disk {uuid}"
+
+
+def _by_provider(known: DiskRecord) -> str:
+    """Return the command with which a disk's provider is asked to serve it again."""
+    disk = known.disk
+    parameters = {name: value for name, value in disk.volume.parameters.items() if name not in known.withheld}
+    words = [f"-p {shlex.quote(f'{name}={value}')}" for name, value in sorted(parameters.items())]
+    words += [f"--parameter-file {name}=FILE" for name in known.withheld]
+    if disk.volume.uuid != derived_uuid(disk.provider, disk.volume.name, parameters):
+        words.append(f"--disk-uuid {disk.volume.uuid}")
+    command = " ".join(("hvext attach", disk.provider, shlex.quote(disk.volume.name), *words))
+    return f" ({command} asks its provider to)"
 
 
 def audit_ended(record: VmRecord) -> Iterator[Finding]:

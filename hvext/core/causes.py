@@ -18,6 +18,12 @@ _LOGIN = "is the password right? It is taken from the URI, from the provider's p
 #: The driver's name (a pattern), QEMU's words (a pattern), and the hint; the first that fits counts.
 _CAUSES: tuple[tuple[str, str, str], ...] = (
     (".*", r"Unknown driver", _MODULE),
+    (
+        ".*",
+        r"Bus '.*' does not support hotplugging",
+        "what is on that bus stays until the guest ends: shut it down, then hvext stop. The next time, name a "
+        "pcie-root-port with the disk option bus=",
+    ),
     (".*", r"address resolution failed|Name or service not known|resolve host", "is the host's name right?"),
     (".*", r"Unable to access credentials", "QEMU found no certificate or key there, or its user may not read it"),
     ("nbd", r"export not available|not present|export .* unknown", _NAME),

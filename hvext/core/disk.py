@@ -10,6 +10,7 @@ from hvext.core.identity import parse_uuid as parse_uuid
 from hvext.core.options import DiskOptions
 from hvext.core.provider import check_provider_name
 from hvext.core.secret import ROLES, Secret, check_roles
+from hvext.core.text import quoted
 from hvext.core.value import field, value_object
 from hvext.core.volume import Volume
 from hvext.errors import InputError
@@ -53,7 +54,10 @@ class Disk:
         Without ``uuid`` it is derived from provider, volume and parameters. Raises InputError.
         """
         rest = dict(values)
-        provider, name = (_text(rest.pop(key, None), key) for key in ("provider", "volume"))
+        for key in ("provider", "volume"):
+            if values.get(key) is None:
+                raise InputError(f"a disk needs {key}={_given_for(key, values)}")
+        provider, name = (_text(rest.pop(key), key) for key in ("provider", "volume"))
         uuid = rest.pop("uuid", None)
         cname = rest.pop("cname", None)
         access = rest.pop("access", Access.PREFER_USERSPACE)
@@ -95,9 +99,16 @@ class Disk:
         return values | self.options.to_mapping()
 
 
+def _given_for(key: str, values: Mapping[str, object]) -> str:
+    """Return the key that was given in place of a missing one, in words; empty where none is like it."""
+    from difflib import get_close_matches
+
+    others = [name for name in values if name not in ("provider", "volume")]
+    like = get_close_matches(key, others, 1)
+    return f"; did you mean it by {quoted(like[0])}?" if like else ""
+
+
 def _text(value: object, key: str) -> str:
-    if value is None:
-        raise InputError(f"a disk needs {key}=")
     if not isinstance(value, str):
         # What it is instead is not quoted: it may be a secret.
         raise InputError(f"a disk's {key} must be text, not {type(value).__name__}")

@@ -56,10 +56,18 @@ def disk_element(plan: DiskPlan, index: int = 0) -> Element:
 
 
 def disk_xml(plan: DiskPlan, index: int = 0) -> str:
-    """Return ``disk_element`` as indented text."""
-    element = disk_element(plan, index)
-    indent(element)
-    return tostring(element, encoding="unicode") + "\n"
+    """Return ``disk_element`` as indented text, behind the SCSI controller that the plan makes, if it makes one.
+
+    Of a SCSI disk without one, libvirt would make a controller of its own choice (lsilogic).
+    """
+    elements = [disk_element(plan, index)]
+    if plan.controller is not None:
+        match = re.match(_CONTROLLER, str(plan.controller["id"]))
+        number = match["number"] if match else "0"
+        elements.insert(0, Element("controller", {"type": "scsi", "index": number, "model": "virtio-scsi"}))
+    for element in elements:
+        indent(element)
+    return "".join(tostring(element, encoding="unicode") + "\n" for element in elements)
 
 
 def target_name(prefix: str, index: int) -> str:

@@ -210,8 +210,8 @@ def _item_differences(own: MovedDisk, other: MovedDisk) -> list[str]:
 
 
 def _options(own: Disk, other: Disk) -> tuple[tuple[str, object, object], ...]:
-    """What a guest or its owner would notice: error policies, limits, the write cache; and what keeps data safe."""
-    names = ("read_only", "werror", "rerror", "serial", "detect_zeroes")
+    """What a guest or its owner would notice: error policies, limits, queues, write cache; and what keeps data safe."""
+    names = ("read_only", "werror", "rerror", "serial", "detect_zeroes", "queues")
     return (
         *((name, getattr(own.options, name), getattr(other.options, name)) for name in names),
         ("cache.direct", own.options.cache_mode.direct, other.options.cache_mode.direct),

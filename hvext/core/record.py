@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import uuid as uuid_module
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from operator import attrgetter
 
@@ -81,7 +81,8 @@ class DiskRecord:
     """One disk of a VM: ``disk`` has all its parameters but ``withheld``, the names of those that are secrets.
 
     ``failed_over`` tells that it is elsewhere than its access choice says, because its storage had died;
-    ``keep_attached`` that its volume is not to be detached when the guest lets the disk go.
+    ``keep_attached`` that its volume is not to be detached when the guest lets the disk go. ``since`` is when the disk
+    came to the storage it is at, in seconds since 1970; None where that is not known.
     """
 
     disk: Disk
@@ -89,14 +90,18 @@ class DiskRecord:
     intent: Intent = Intent.PRESENT
     failed_over: bool = False
     keep_attached: bool = False
+    since: float | None = None
     unfinished: Unfinished | None = None
 
     @classmethod
-    def of(cls, disk: Disk, **values: Any) -> DiskRecord:
-        """Return the record of a disk, without its secrets."""
+    def of(cls, disk: Disk, *, unfinished: Unfinished | None = None, **values: Any) -> DiskRecord:
+        """Return the record of a disk, without its secrets; a plug or start that begins brings it to its storage."""
         parameters = disk.volume.parameters
         withheld = tuple(sorted(name for name in parameters if is_secret_name(name)))
-        return cls(disk=_with_parameters(disk, _without(parameters, withheld)), withheld=withheld, **values)
+        if unfinished is not None and unfinished.operation in (Operation.PLUG, Operation.START):
+            values.setdefault("since", unfinished.since)
+        disk = _with_parameters(disk, _without(parameters, withheld))
+        return cls(disk=disk, withheld=withheld, unfinished=unfinished, **values)
 
     @property
     def stays_attached(self) -> bool:
@@ -141,10 +146,14 @@ _but_work = attrgetter(*(each.name for each in fields(DiskRecord) if each.name !
 
 @value_object
 class Changes:
-    """Lines behind a record: ``matters`` tells whether they have to outlive the host, as which volumes are attached."""
+    """Lines behind a record: ``matters`` tells whether they have to outlive the host, as which volumes are attached.
+
+    ``first`` tells whether they have to before anything else is done: another host goes on from there.
+    """
 
     text: str
     matters: bool
+    first: bool = False
 
 
 @value_object
@@ -196,7 +205,8 @@ class VmRecord:
             now, former = self.disks.get(uuid), before.disks.get(uuid)
             if now is not None and former is not None:
                 # The next step of an operation, which is what is written most often.
-                return Changes(text=_line(_change(now, former)), matters=now.migrating or former.migrating)
+                migrating = now.migrating or former.migrating
+                return Changes(text=_line(_change(now, former)), matters=migrating, first=migrating)
         looked_at = {**before.disks, **self.disks} if among is None else dict.fromkeys(among)
         gone = [uuid for uuid in looked_at if uuid in before.disks and uuid not in self.disks]
         there = [self.disks[uuid] for uuid in looked_at if uuid in self.disks]
@@ -204,8 +214,9 @@ class VmRecord:
         old = [before.disks.get(record.disk.volume.uuid) for record in changed]
         lines = [_line({"gone": str(uuid)}) for uuid in gone]
         lines += [_line(_change(each, former)) for each, former in zip(changed, old, strict=True)]
-        matters = bool(gone) or None in old or any(each.migrating for each in (*changed, *old) if each is not None)
-        return Changes(text="".join(lines), matters=matters)
+        migrating = any(each.migrating for each in (*changed, *old) if each is not None)
+        migrating = migrating or any(before.disks[uuid].migrating for uuid in gone)
+        return Changes(text="".join(lines), matters=bool(gone) or None in old or migrating, first=migrating)
 
     @classmethod
     def from_json(cls, text: str, where: str = _FILE) -> VmRecord:
@@ -270,7 +281,7 @@ def _line(value: object) -> str:
 def namesakes(disk: Disk, record: VmRecord) -> tuple[str, ...]:
     """Return warnings of the disks of a VM whose volume has this one's name and other parameters: it may be meant."""
     return tuple(
-        f"VM {record.name} has {known.words} with other parameters ({_shown(known.disk)}): "
+        f"VM {record.name} has {known.words} with other parameters ({shown_parameters(known.disk)}): "
         "if that is the one, name it with those"
         for known in record.disks.values()
         if (known.disk.provider, known.disk.volume.name) == (disk.provider, disk.volume.name)
@@ -278,14 +289,31 @@ def namesakes(disk: Disk, record: VmRecord) -> tuple[str, ...]:
     )
 
 
-def _shown(disk: Disk) -> str:
+def shown_parameters(disk: Disk) -> str:
+    """Return a volume's parameters for people, without secrets."""
     values = sorted(disk.volume.parameters.items())
     return ", ".join(f"{name}={value}" for name, value in values if not is_secret_name(name)) or "none"
 
 
-def same_volume(one: Disk, other: Disk) -> bool:
-    """Whether two disks are on the same volume, as far as names tell: the secrets among the parameters do not."""
-    return _place(one) == _place(other)
+def same_volume(one: Disk, other: Disk, resolved: Callable[[str], str] | None = None) -> bool:
+    """Whether two disks are on the same volume, as far as names tell: the secrets among the parameters do not.
+
+    With ``resolved``, which returns the one spelling of a value that has several, these are one.
+    """
+    if (one.provider, one.volume.name) != (other.provider, other.volume.name):
+        return False
+    (*_names, mine), (*_others, theirs) = _place(one), _place(other)
+    if mine == theirs:
+        return True
+    if resolved is None or mine.keys() != theirs.keys():
+        return False
+    return all(value == theirs[name] or resolved(value) == resolved(theirs[name]) for name, value in mine.items())
+
+
+def volume_key(disk: Disk) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+    """Return what two disks have in common if and only if they are on the `same_volume`: to look many up."""
+    provider, name, named = _place(disk)
+    return provider, name, tuple(sorted(named.items()))
 
 
 def _place(disk: Disk) -> tuple[str, str, dict[str, str]]:
@@ -331,6 +359,8 @@ def _disk_json(record: DiskRecord) -> dict[str, object]:
         value["failed_over"] = True
     if record.keep_attached:
         value["keep_attached"] = True
+    if record.since is not None:
+        value["since"] = record.since
     if (work := record.unfinished) is not None:
         value["unfinished"] = _work_json(work)
     return value
@@ -344,6 +374,7 @@ def _disk_record(value: Mapping[str, Any]) -> DiskRecord:
         intent=Intent(value["intent"]),
         failed_over=bool(value.get("failed_over", False)),
         keep_attached=bool(value.get("keep_attached", False)),
+        since=None if value.get("since") is None else float(value["since"]),
         unfinished=None
         if work is None
         else Unfinished(

@@ -157,6 +157,7 @@ class RunningDisk:
     def to_json(self) -> dict[str, object]:
         """Return the disk for people and machines; sizes in bytes."""
         node = self.protocol
+        top = self.root or node
         location = node.location if node else None
         uri = location.uri() if location else None
         if self.behind_vhost_user:
@@ -169,7 +170,7 @@ class RunningDisk:
             "driver": node.driver if node else None,
             "uri": uri,
             "filename": masked(node.filename) if node else None,
-            "read_only": self.root.read_only if self.root else None,
+            "read_only": top.read_only if top else None,
             "cache_direct": node.direct if node else None,
             "nodes": list(self.node_names),
             "objects": list(self.objects),

@@ -70,7 +70,8 @@ class Notice:
     """One thing that happened: ``words`` for people, ``values`` (numbers, texts) for machines.
 
     ``vm`` is the VM's name in the journal, empty as long as nobody has told it; ``monitor`` is its monitor's address,
-    empty for what concerns the watch itself; ``disk`` a uuid or empty. Nothing in it is secret.
+    empty for what concerns the watch itself; ``disk`` a uuid or empty, ``volume`` that disk's provider and volume,
+    empty where nobody wrote them down. Nothing in it is secret.
     """
 
     happening: Happening
@@ -78,18 +79,20 @@ class Notice:
     words: str
     vm: str = ""
     disk: str = ""
+    volume: str = ""
     values: Mapping[str, object] = field(default_factory=dict)
 
     def line(self, when: str) -> str:
         """Return it as one line, ``when`` being the time in words."""
-        disk = f" disk {self.disk}" if self.disk else ""
+        disk = f" disk {self.volume} ({self.disk})" if self.volume else f" disk {self.disk}" if self.disk else ""
         words = " ".join(self.words.split())
         return f"{when} {self.vm or self.monitor or 'watch'}{disk}: {self.happening}: {words}"
 
     def to_json(self, when: str) -> dict[str, object]:
         """Return it for machines."""
         known: dict[str, object] = {"time": when, "vm": self.vm, "monitor": self.monitor, "event": str(self.happening)}
-        return known | ({"disk": self.disk} if self.disk else {}) | {"words": self.words, **self.values}
+        disk = {"disk": self.disk, "volume": self.volume or None} if self.disk else {}
+        return known | disk | {"words": self.words, **self.values}
 
 
 @value_object

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hvext.errors import InputError
 
 #: Characters of an excerpt in an error message.
@@ -28,3 +30,15 @@ def checked(text: str, what: str, *, error: type[InputError] = InputError) -> st
             f"{what} {quoted(text)} is not valid UTF-8", hint="QEMU's options can only carry UTF-8"
         ) from problem
     return text
+
+
+def meant(wrong: str, known: Iterable[str], form: str = "") -> str:
+    """Return "; did you mean NAME?" for the known name that is most like a wrong one; empty where none is.
+
+    ``form`` is what stands behind the name in what the user writes (``=``).
+    """
+    # Only for errors: it takes a while to load.
+    from difflib import get_close_matches
+
+    like = get_close_matches(wrong, known, 1)
+    return f"; did you mean {like[0]}{form}?" if like else ""

@@ -13,6 +13,7 @@ from hvext.core.audit import (
     audit_broken,
     audit_ended,
     audit_files,
+    audit_stopped,
     audit_unseen,
     audit_vm,
     left_files,
@@ -23,6 +24,7 @@ from hvext.core.record import DiskRecord, Intent, Operation, ProcessId, Unfinish
 from hvext.core.running import RunningDisk, parse_running
 from hvext.core.value import replace
 from hvext.errors import JournalError
+from tests.secrecy import new_secret
 
 PROCESS = ProcessId(pid=7, ticks=1, boot="b")
 DISK = Disk.from_mapping({"provider": "p", "volume": "v"})
@@ -76,6 +78,7 @@ FOUND: dict[Kind, Callable[[], Any]] = {
     Kind.UNUSED: lambda: audit_vm(record(), {}),
     Kind.STARTING: lambda: audit_unseen(record(process=None), under_way=(), why="no monitor"),
     Kind.ENDED: lambda: audit_ended(record()),
+    Kind.STOPPED: lambda: audit_stopped(record(), {NAMES.uuid}, ()),
     Kind.UNREACHABLE: lambda: audit_unseen(record(), under_way=(), why="it is busy"),
     Kind.UNKNOWN: lambda: audit_vm(VmRecord(name="vm"), running()),
     Kind.NODE: lambda: audit_vm(record(), running(OLD)),
@@ -91,7 +94,7 @@ FOUND: dict[Kind, Callable[[], Any]] = {
 def test_each_kind_of_what_does_not_fit_is_found_and_nothing_else_with_it(kind: Kind) -> None:
     found: list[Finding] = list(FOUND[kind]())
     assert set(kinds(found)) == {kind}
-    harmless = kind in (Kind.UNDER_WAY, Kind.STARTING, Kind.MIGRATING)
+    harmless = kind in (Kind.UNDER_WAY, Kind.STARTING, Kind.MIGRATING, Kind.STOPPED)
     assert {finding.harmless for finding in found} == {harmless}
     json = found[0].to_json()
     assert json["kind"] == str(kind)
@@ -128,3 +131,31 @@ def test_no_object_is_taken_for_left_where_it_is_not_known_what_the_disk_uses() 
     ).values()
     assert left_objects(disk) == ()
     assert set(left_objects(replace(disk, device=None))) == {f"{PROTOCOL}-key", NAMES.throttle_group}
+
+
+def test_a_guest_that_its_storage_has_stopped_is_said_with_the_cure_and_leaves_nothing_to_recover() -> None:
+    vm = record(monitors=("/run/vm.qmp", "/run/other"))
+    uuid = DISK.volume.uuid
+    (full,) = audit_stopped(vm, (), {uuid})
+    assert (full.kind, full.uuid, full.harmless) == (Kind.STOPPED, uuid, True)
+    assert "p/v is full; make room, then hvext resume --qmp /run/vm.qmp" in full.words
+    (failed,) = audit_stopped(vm, {uuid}, ())
+    watch = "hvext watch --once --qmp /run/vm.qmp has its provider serve it again, and fails it over"
+    assert failed.words.endswith(f"p/v has failed; {watch}")
+    (domain,) = audit_stopped(vm, {uuid}, (), again="virsh resume g", watched=False)
+    back = "bring it back (hvext attach p v asks its provider to), then (twice, should it stop again) virsh resume g"
+    assert domain.words.endswith(f"p/v has failed; {back}")
+    (other,) = audit_stopped(record(), (), ())
+    assert (other.uuid, "hvext resume" in other.words) == (None, True)
+    unknown = NAMES.uuid.__class__(int=7)
+    assert str(unknown) in next(audit_stopped(vm, {unknown}, ())).words
+
+
+def test_the_command_that_asks_a_provider_to_serve_a_dead_disk_again_names_the_same_disk() -> None:
+    own = "7a2f1d5e-6a8b-4d7b-9d0d-3f4f0e1c2b3a"
+    mapping = {"provider": "p", "volume": "a b", "uuid": own, "parameters": {"dir": "/a b", "password": new_secret()}}
+    known = DiskRecord.of(Disk.from_mapping(mapping))
+    vm = VmRecord(name="vm").with_disk(known)
+    (found,) = audit_stopped(vm, {known.disk.volume.uuid}, (), again="virsh resume g", watched=False)
+    command = f"hvext attach p 'a b' -p 'dir=/a b' --parameter-file password=FILE --disk-uuid {own}"
+    assert f"({command} asks its provider to), then " in found.words

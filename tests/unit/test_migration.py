@@ -68,6 +68,7 @@ def test_a_target_that_is_not_like_the_source_is_found_out_before_anything_is_se
         ({"serial": "x"}, "serial"),
         ({"detect_zeroes": "on"}, "detect_zeroes"),
         ({"iops_total": 5}, "limits"),
+        ({"queues": 2}, "queues"),
     ],
 )
 def test_a_disk_with_other_options_on_the_target_is_named(change: dict[str, Any], words: str) -> None:

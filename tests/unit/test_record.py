@@ -129,9 +129,11 @@ def test_a_migration_is_remembered_by_the_host() -> None:
     record = VmRecord(name="a").with_disk(one)
     moving = record.with_disk(replace(one, unfinished=Unfinished(operation=Operation.MIGRATE, since=1.5)))
     for before, after in ((record, moving), (moving, record)):
-        changes = after.changes_since(before)
-        assert changes is not None
-        assert changes.matters
+        for among in (None, {one.disk.volume.uuid}):
+            changes = after.changes_since(before, among)
+            assert changes is not None
+            # Before anything else is done: another host goes on from there.
+            assert (changes.matters, changes.first) == (True, True)
 
 
 def test_a_record_of_another_process_is_written_whole() -> None:

@@ -91,6 +91,9 @@ def test_a_notice_is_one_line_and_one_json_object() -> None:
         values={"took_ms": 1.5},
     )
     assert notice.line("12:00") == "12:00 one disk 1-2: failed-over: from a to b"
+    named = replace(notice, volume="sample/d1")
+    assert named.line("12:00") == "12:00 one disk sample/d1 (1-2): failed-over: from a to b"
+    assert named.to_json("12:00")["volume"] == "sample/d1"
     assert replace(notice, vm="").line("12:00") == "12:00 /run/vm.qmp disk 1-2: failed-over: from a to b"
     assert json.loads(json.dumps(notice.to_json("12:00"))) == {
         "time": "12:00",
@@ -98,6 +101,7 @@ def test_a_notice_is_one_line_and_one_json_object() -> None:
         "monitor": "/run/vm.qmp",
         "event": "failed-over",
         "disk": "1-2",
+        "volume": None,
         "words": "from a\nto b",
         "took_ms": 1.5,
     }

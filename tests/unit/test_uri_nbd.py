@@ -106,6 +106,7 @@ INVALID: dict[str, str] = {
     "nbds://h/e?tls-verify-peer=maybe": "tls-verify-peer='maybe'",
     "nbds://h/e?tls-creds=x": "'tls-creds'",
     "nbds+unix:///e?tls-hostname=h": "socket=PATH",
+    "nbds://h/e?tls-hostnam=h": "did you mean tls-hostname=?",
     "nbds+unix:///e?socket=/s": "tls-hostname=NAME",
     "nbds+unix://h/e?socket=/s": "write nbds+unix:///EXPORT",
     "nbds+vsock://2/e": "tls-hostname=NAME",

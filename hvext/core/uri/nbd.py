@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 
-from hvext.core.text import checked, quoted
+from hvext.core.text import checked, meant, quoted
 from hvext.core.uri.location import Companions, LibvirtSource, Location, Needs
 from hvext.core.uri.nbd_server import (
     NbdServer,
@@ -26,7 +26,7 @@ from hvext.core.uri.nbd_server import (
     tcp_server,
     vsock_server,
 )
-from hvext.core.uri.nbd_tls import CERTIFICATES, Certificates, Tls, take_tls
+from hvext.core.uri.nbd_tls import CERTIFICATES, TLS_NAMES, Certificates, Tls, take_tls
 from hvext.core.uri.syntax import (
     UriParts,
     decoded,
@@ -50,6 +50,7 @@ __all__ = ["NbdLocation", "TcpServer", "UnixServer", "VsockServer", "from_option
 #: NBD_MAX_STRING_SIZE of the protocol.
 EXPORT_BYTES = 4096
 _SECONDS = (1 << 32) - 1
+_DELAYS = ("reconnect-delay", "open-timeout")
 _EXPORT_MARK = ":exportname="
 _OTHER_FORM = "use the -blockdev, -drive or QMP form"
 
@@ -186,12 +187,13 @@ def _parse_uri(scheme: str, rest: str) -> NbdLocation:
     query = query_pairs(parts.query, "NBD")
     server = _server(scheme, parts, query)
     tls = take_tls(user, query) if secured else None
-    delays = {name: _seconds(query, name) for name in ("reconnect-delay", "open-timeout")}
+    delays = {name: _seconds(query, name) for name in _DELAYS}
     for name in query:
         more = "" if secured or not name.startswith("tls-") else "TLS needs nbds; "
+        like = meant(name, (*_DELAYS, *(TLS_NAMES if secured else ())), "=")
         raise LocationError(
-            f"NBD URI has the query parameter {quoted(name)}, which means nothing here",
-            hint=f"{more}'&' and ';' in a value are written %26 and %3B",
+            f"NBD URI has the query parameter {quoted(name)}, which means nothing here{like}",
+            hint="" if like else f"{more}'&' and ';' in a value are written %26 and %3B",
         )
     return NbdLocation(
         server=server,
@@ -226,9 +228,10 @@ def _server(scheme: str, parts: UriParts, query: dict[str, str]) -> NbdServer:
             )
         path = query.pop("socket", "")
         if not path:
+            like = "".join(meant(name, ("socket",), "=") for name in query)
             raise LocationError(
-                f"{scheme} URI needs the query parameter socket=PATH; got {shown}",
-                hint="'&' and ';' in the path are written %26 and %3B",
+                f"{scheme} URI needs the query parameter socket=PATH; got {shown}{like}",
+                hint=f"write {scheme}:///EXPORT?socket=PATH",
             )
         return UnixServer(path=path)
     if "socket" in query:

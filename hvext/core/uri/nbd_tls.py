@@ -18,6 +18,8 @@ from hvext.errors import LocationError
 
 #: Where QEMU's manual and libvirt look for certificates.
 CERTIFICATES = "/etc/pki/qemu"
+#: The query parameters that ``nbds`` has and ``nbd`` has not.
+TLS_NAMES = ("tls-type", "tls-certificates", "tls-hostname", "tls-verify-peer", "tls-psk-file")
 #: The only name under which QEMU looks for pre-shared keys in a folder.
 _KEYS = "keys.psk"
 _ROLE = "tls"
