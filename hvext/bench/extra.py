@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
+from hvext.core.extras import install_words
 from hvext.errors import InputError
+
+_PACKAGES = ("python3-scipy", "python3-matplotlib", "python3-rich")
 
 
 @contextmanager
@@ -14,6 +18,18 @@ def bench_extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name}, which hvext bench needs, is not installed", hint="pip install 'hvext[bench]'"
-        ) from error
+        raise _missing(error.name) from error
+
+
+def check_extra(*, table: bool, page: bool) -> None:
+    """Look for what a benchmark needs at its end: measuring takes minutes, and is lost where nothing can be shown.
+
+    What is concluded needs scipy, a ``table`` rich, and a ``page`` matplotlib. Raises InputError as `bench_extra`.
+    """
+    for name, wanted in (("scipy", True), ("rich", table), ("matplotlib", page)):
+        if wanted and find_spec(name) is None:
+            raise _missing(name)
+
+
+def _missing(name: str | None) -> InputError:
+    return InputError(f"{name}, which hvext bench needs, is not installed", hint=install_words("bench", *_PACKAGES))

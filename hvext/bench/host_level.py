@@ -17,11 +17,14 @@ from hvext.core.identity import DiskNames
 from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.uri.location import Companions, Location
 from hvext.host.private import private_folder, remove_private, write_private
-from hvext.host.qemu_img import Benched, bench, fill, size_bytes
+from hvext.host.qemu_img import Benched, bench, size_bytes
+from hvext.host.qemu_io import write_pattern
 from hvext.host.usage import cpu_times
 
 #: Nobody waits longer for a run, however slow the storage is.
 _LIMIT_S = 3600.0
+#: What the part that is measured is filled with, and how much of it at once.
+_FILLED, _PIECE = 0x5A, 64 << 20
 #: What a run is calibrated with, for the first time.
 _FIRST = 64
 #: Steps of the golden section reach all of a volume evenly, and no two neighbours soon.
@@ -64,7 +67,11 @@ class HostLevel:
     def fill(self, place: Place) -> None:
         """Write the part that is measured once: what was never written to is read from nowhere."""
         plan = self._plan(place)
-        fill(_nested(plan, self._span, write=True), plan.needs.objects, self._span, limit_s=_LIMIT_S)
+        node, objects = _nested(plan, self._span, write=True), plan.needs.objects
+        whole = self._span // _PIECE * _PIECE
+        for offsets, length in ((range(0, whole, _PIECE), _PIECE), ((whole,), self._span - whole)):
+            if offsets and length:
+                write_pattern(node, objects, offsets, length, _FILLED, limit_s=_LIMIT_S)
 
     def measure(
         self, place: Place, workload: Workload, *, run_s: float, warm_up_s: float, seed: int

@@ -58,12 +58,42 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return "/" + "/".join(part for part in whole.split("/") if part not in ("", "."))
 
 
+def loop_backing(device: str) -> tuple[str, ...]:
+    """Return where a loop device (``/dev/loop0``) begins: its file, as the kernel spells it, and the offset in bytes.
+
+    Nothing for any other device. Source: sysfs, ``/sys/block/loopN/loop``.
+    """
+    if not device.startswith("/dev/loop"):
+        return ()
+    place = f"/sys/block/{device.removeprefix('/dev/')}/loop"
+    try:
+        with open(f"{place}/backing_file", errors="surrogateescape") as file, open(f"{place}/offset") as offset:
+            return (f"{file.read().rstrip()} at {offset.read().strip()}",)
+    except OSError:
+        return ()
+
+
+def resolved_path(value: str) -> str:
+    """Return the one spelling of an absolute path, without symlinks and the like; any other text as it is."""
+    return os.path.realpath(value) if value.startswith("/") else value
+
+
 def private_folder() -> str:
     """Return the folder of private files; it need not exist."""
     if chosen := os.environ.get("HVEXT_RUNTIME_DIR"):
         return absolute(chosen)
     if os.geteuid() == 0:
         return PRIVATE_FOLDER
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        return f"{runtime}/hvext"
-    return os.path.expanduser("~/.local/state/hvext/run")
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime.startswith("/"):
+        return absolute(f"{runtime}/hvext")
+    return f"{user_state_folder()}/run"
+
+
+def user_state_folder() -> str:
+    """Return where hvext keeps the state of a user who is not root: ``$XDG_STATE_HOME/hvext``, or in the home.
+
+    Source: XDG Base Directory Specification, which has relative paths ignored.
+    """
+    given = os.environ.get("XDG_STATE_HOME", "")
+    return absolute(f"{given}/hvext") if given.startswith("/") else os.path.expanduser("~/.local/state/hvext")

@@ -7,13 +7,15 @@ kernel's (flock): it goes with the process that holds it.
 
 Without pathlib, as in `hvext.host.files`.
 
-Folder: ``$HVEXT_STATE_DIR``, else ``/var/lib/hvext`` for root, else ``~/.local/state/hvext``.
+Folder: ``$HVEXT_STATE_DIR``, else ``/var/lib/hvext`` for root, else ``$XDG_STATE_HOME/hvext`` or
+``~/.local/state/hvext``.
 
 Source: flock(2), fsync(2), rename(2).
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import fcntl
 import os
@@ -21,10 +23,16 @@ import threading
 from collections.abc import Iterator
 
 from hvext.errors import JournalError
-from hvext.host.files import absolute
+from hvext.host.files import absolute, user_state_folder
 
+#: Where root's journal is.
+ROOTS_FOLDER = "/var/lib/hvext"
 _MAX_NAME_BYTES = 200
 _RECORD, _LOCK, _NEW = ".json", ".lock", ".new"
+#: What has ended, of all VMs, and what stood there before it became too long; no record has such a name.
+_HISTORY, _OLDER = "history", "history.older"
+#: So long may each of them be: some thousand operations.
+_HISTORY_BYTES = 512 * 1024
 #: Beside ASCII letters and digits, what stands in a file's name as it is.
 _PLAIN = str.maketrans("", "", "_.-~ @+=,:")
 #: Held for a moment by who compares the records of several VMs and writes one; no VM has this name.
@@ -35,7 +43,20 @@ def state_folder() -> str:
     """Return the journal's folder; it need not exist."""
     if chosen := os.environ.get("HVEXT_STATE_DIR"):
         return absolute(chosen)
-    return "/var/lib/hvext" if os.geteuid() == 0 else os.path.expanduser("~/.local/state/hvext")
+    return ROOTS_FOLDER if os.geteuid() == 0 else user_state_folder()
+
+
+def closed_folder() -> str | None:
+    """Return the folder of root's journal where there is one that this user cannot read, and has not chosen another."""
+    if os.environ.get("HVEXT_STATE_DIR"):
+        return None
+    try:
+        os.listdir(ROOTS_FOLDER)
+    except PermissionError:
+        return ROOTS_FOLDER
+    except OSError:
+        pass
+    return None
 
 
 class Lock:
@@ -164,6 +185,32 @@ class JournalFolder:
         except OSError as error:
             raise _error("remove", path, error) from error
 
+    def remember(self, line: str) -> None:
+        """Put a line behind the history of this host, which keeps some thousand; raises JournalError."""
+        path = f"{self.path}/{_HISTORY}"
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(descriptor, line.encode())
+                found = os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
+            if found.st_size > _HISTORY_BYTES:
+                with contextlib.suppress(FileNotFoundError):
+                    # Somebody else may have put it aside already: then this is a new one.
+                    if os.stat(path).st_ino == found.st_ino:
+                        os.replace(path, f"{self.path}/{_OLDER}")
+        except OSError as error:
+            raise _error("write", path, error) from error
+
+    def remembered(self) -> list[str]:
+        """Return the lines of the history, oldest first; raises JournalError."""
+        lines: list[str] = []
+        for name in (_OLDER, _HISTORY):
+            with contextlib.suppress(FileNotFoundError):
+                lines += _read(f"{self.path}/{name}").splitlines()
+        return lines
+
     def try_lock(self, name: str) -> Lock | None:
         """Return the lock of a VM, or None while somebody else holds it; raises JournalError."""
         return self._try_lock(self._file(name, _LOCK))
@@ -266,7 +313,8 @@ class Sync:
                 self._done.set()
 
         try:
-            threading.Thread(target=work, name="hvext-sync", daemon=True).start()
+            # Not threading.Thread, whose start waits until the thread runs.
+            _thread.start_new_thread(work, ())
         except RuntimeError:
             # No more threads: then at once.
             work()

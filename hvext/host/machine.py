@@ -48,8 +48,18 @@ class GuestImage:
         image = cls(kernel=directory / "vmlinuz", initrd=directory / "initrd.gz")
         for path in (image.kernel, image.initrd):
             if not path.is_file():
-                raise ProgramError(f"no guest image: {path} does not exist", hint="run vm-images/build")
+                raise ProgramError(f"no guest image: {path} does not exist", hint=checkout_hint(directory, "build"))
         return image
+
+
+def checkout_hint(directory: Path, recipe: str) -> str:
+    """Return what to do when an image of the test guest is not in a folder: it is built in a checkout of hvext."""
+    if (directory.parent / recipe).is_file():
+        return f"run {directory.parent / recipe}"
+    return (
+        f"the test guest is built in a checkout of hvext (vm-images/{recipe}): call hvext there, "
+        "or name that checkout's vm-images/out with --guest DIR"
+    )
 
 
 @value_object

@@ -1,7 +1,8 @@
 """Private files: what QEMU has to read and nobody else may, such as passwords and Ceph configurations with keys.
 
 They are in one folder of the host and are named after the block node they are for, so that they go when it goes:
-``$HVEXT_RUNTIME_DIR``, else ``/run/hvext`` for root, else ``$XDG_RUNTIME_DIR/hvext`` or ``~/.local/state/hvext/run``.
+``$HVEXT_RUNTIME_DIR``, else ``/run/hvext`` for root, else ``$XDG_RUNTIME_DIR/hvext``, or ``run`` in the
+folder of the user's state (``$XDG_STATE_HOME/hvext``, ``~/.local/state/hvext``).
 """
 
 from __future__ import annotations

@@ -81,6 +81,30 @@ def _words(path: str) -> list[bytes]:
         return []
 
 
+def qemus_with(path: str) -> list[int]:
+    """Return the QEMUs and storage daemons that have a file or device open; those of other users only for root."""
+    try:
+        wanted = os.stat(path)
+    except OSError:
+        return []
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    return [pid for pid in pids if is_qemu(pid) and any(_same(wanted, file) for file in _open_files(pid))]
+
+
+def _open_files(pid: int) -> list[str]:
+    try:
+        return [f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        return []
+
+
+def _same(wanted: os.stat_result, file: str) -> bool:
+    try:
+        return os.path.samestat(wanted, os.stat(file))
+    except OSError:
+        return False
+
+
 def is_qemu(pid: int) -> bool:
     """Return whether a process is a QEMU or a storage daemon, by the program and the first words that it was run with.
 

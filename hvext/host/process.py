@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import selectors
 import signal
 import subprocess
 import threading
@@ -207,33 +206,37 @@ def _pump(
 ) -> bool:
     """Hand on what the child prints until it has ended; False when the deadline or ``cancel`` came first."""
     exited_at: float | None = None
-    with selectors.DefaultSelector() as selector:
-        for name, pipe in (("stdout", child.stdout), ("stderr", child.stderr)):
-            if pipe is not None and not pipe.closed:
-                os.set_blocking(pipe.fileno(), False)
-                selector.register(pipe, selectors.EVENT_READ, name)
-        # The end of the process wakes the loop by itself; only a `cancel` from another thread has to be looked for.
-        pidfd = os.pidfd_open(child.pid) if child.returncode is None else -1
-        try:
-            if pidfd >= 0:
-                selector.register(pidfd, selectors.EVENT_READ, "exit")
-            while selector.get_map():
-                now = time.monotonic()
-                if exited_at is not None and now >= exited_at + _LINGER_S:
-                    break
-                if now >= deadline or (cancel is not None and cancel.is_set):
-                    return child.poll() is not None
-                until = deadline if exited_at is None else exited_at + _LINGER_S
-                ready = selector.select(min(until - now, 0.05 if cancel is not None else 3600.0))
-                for key, _events in ready:
-                    if key.data == "exit":
-                        selector.unregister(pidfd)
-                        exited_at = time.monotonic()
-                    elif not _read_some(key.fd, key.data, take):
-                        selector.unregister(key.fileobj)
-        finally:
-            if pidfd >= 0:
-                os.close(pidfd)
+    # Without selectors, which a short command would load for this alone.
+    poll = select.poll()
+    watched: dict[int, str] = {}
+    for name, pipe in (("stdout", child.stdout), ("stderr", child.stderr)):
+        if pipe is not None and not pipe.closed:
+            os.set_blocking(pipe.fileno(), False)
+            watched[pipe.fileno()] = name
+    # The end of the process wakes the loop by itself; only a `cancel` from another thread has to be looked for.
+    pidfd = os.pidfd_open(child.pid) if child.returncode is None else -1
+    try:
+        if pidfd >= 0:
+            watched[pidfd] = "exit"
+        for fd in watched:
+            poll.register(fd, select.POLLIN)
+        while watched:
+            now = time.monotonic()
+            if exited_at is not None and now >= exited_at + _LINGER_S:
+                break
+            if now >= deadline or (cancel is not None and cancel.is_set):
+                return child.poll() is not None
+            until = deadline if exited_at is None else exited_at + _LINGER_S
+            for fd, _events in poll.poll(1000 * min(until - now, 0.05 if cancel is not None else 3600.0)):
+                if fd == pidfd:
+                    exited_at = time.monotonic()
+                elif _read_some(fd, watched[fd], take):
+                    continue
+                poll.unregister(fd)
+                del watched[fd]
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
     return True
 
 

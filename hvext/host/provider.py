@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 from hvext.core.answer import MAX_BYTES, Attachment, check_block_path, parse_answer
@@ -28,7 +28,7 @@ from hvext.core.provider import (
     script_problem,
 )
 from hvext.core.secret import Secret
-from hvext.core.text import quoted
+from hvext.core.text import meant, quoted
 from hvext.core.uri.mask import masked
 from hvext.core.value import field, value_object
 from hvext.core.volume import Volume
@@ -58,6 +58,10 @@ _LOG_BYTES = 1 << 20
 _LAST_LINES = 20
 
 
+#: What lets a volume go is done with whatever it has; ``verify`` looks at the names itself.
+_ANYHOW = frozenset({Action.DETACH, Action.CLOSE, Action.VERIFY})
+
+
 @value_object
 class ScriptRun:
     """What one successful run of a script left behind; ``log`` is its log file's path, or empty."""
@@ -69,13 +73,29 @@ class ScriptRun:
 
 
 @value_object
+class ScriptEnd:
+    """A script that has ended, for those who count: ``outcome`` is ``done``, ``failed``, ``timed out`` or ``ended``.
+
+    The last is one that was ended because its operation was, or that could not be started.
+    """
+
+    provider: str
+    action: Action
+    volume: Volume
+    duration_s: float
+    outcome: str
+
+
+@value_object
 class ProviderHost:
     """Where providers are looked for, and how their scripts are run.
 
     ``timeouts_s`` overrides ``timeout_s`` for single actions (keys are actions' names). ``log_directory`` None keeps
     no logs. ``environment`` is added to what the interface defines, for scripts that need, say, a proxy. ``on_start``
-    is called with the volume and the process number of every script that was started. Frozen, and safe to use from
-    several threads.
+    is called with the volume and the process number of every script that was started, ``on_end`` with how each ended,
+    both in the thread that runs it. With ``strict``, a parameter that a provider's ``parameters.list`` does not have is
+    refused: for names that were typed, as Ganeti passes on whatever it has.
+    Frozen, and safe to use from several threads.
     """
 
     search_path: Sequence[str] = DEFAULT_SEARCH_PATH
@@ -84,6 +104,8 @@ class ProviderHost:
     log_directory: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     on_start: Callable[[Volume, int], None] | None = None
+    on_end: Callable[[ScriptEnd], None] | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.search_path, str):
@@ -117,7 +139,8 @@ class ProviderHost:
             if file_kind(f"{folder}/{name}") is FileKind.DIRECTORY:
                 return folder
         raise ProviderNotFound(
-            f"there is no provider {name!r}", hint="looked for its directory in " + ", ".join(self.search_path)
+            f"there is no provider {name!r}{meant(name, self.names())}",
+            hint=f"looked for its directory in {', '.join(self.search_path)}; --search-path DIR looks in another",
         )
 
     def names(self) -> tuple[str, ...]:
@@ -160,20 +183,9 @@ class ProviderHost:
         ``values`` are those of ``script_environment``. Raises ScriptFailed, ScriptTimeout, InputError, and
         ProviderError for a ``snapshot`` that the provider lacks: a backup that does not exist is lost data.
         """
-        if action not in provider.actions:
-            if action is Action.SNAPSHOT:
-                raise ProviderError(
-                    f"provider {provider.name!r} has no snapshot script: no snapshot was made",
-                    hint="add an executable 'snapshot' to the provider",
-                )
+        environment = self._environment(provider, action, volume, values)
+        if environment is None:
             return None
-        environment = {
-            "PATH": _PATH,
-            "LC_ALL": "C",
-            "HOME": os.path.expanduser("~"),
-            **self.environment,
-            **script_environment(action, provider.name, volume, **values),
-        }
         limit_s = self.timeouts_s.get(action, self.timeout_s)
         with _log_file(self.log_directory, action, provider, volume) as log:
             try:
@@ -189,9 +201,11 @@ class ProviderHost:
                     on_start=None if self.on_start is None else partial(self.on_start, volume),
                 )
             except HvextError as error:
+                self._tell_end(provider, action, volume, None)
                 raise _start_error(provider, error) from error
             log.finish()
             log.write(f"\nstatus {result.status} after {result.duration_s:.3f} s\n".encode())
+        self._tell_end(provider, action, volume, result)
         if result.status != 0 or result.timed_out or result.cancelled:
             raise _script_error(provider, action, volume, result, limit_s, log.path)
         return ScriptRun(
@@ -199,6 +213,55 @@ class ProviderHost:
             stderr=result.stderr.decode(errors="replace"),
             log=log.path,
             duration_s=result.duration_s,
+        )
+
+    def check(self, provider: Provider, action: Action, volume: Volume, **values: Any) -> bool:
+        """Raise what ``run`` raises before it starts a script; return whether it would start one."""
+        return self._environment(provider, action, volume, values) is not None
+
+    def _environment(
+        self, provider: Provider, action: Action, volume: Volume, values: Mapping[str, Any]
+    ) -> dict[str, str] | None:
+        """Return the environment of a script; None for an ``open`` or ``close`` that the provider lacks."""
+        if action not in provider.actions:
+            if action is Action.SNAPSHOT:
+                raise ProviderError(
+                    f"provider {provider.name!r} has no snapshot script: no snapshot was made",
+                    hint="add an executable 'snapshot' to the provider",
+                )
+            return None
+        if self.strict and action not in _ANYHOW:
+            check_known(provider, volume.parameters)
+        return {
+            "PATH": _PATH,
+            "LC_ALL": "C",
+            "HOME": os.path.expanduser("~"),
+            **self.environment,
+            **script_environment(action, provider.name, volume, **values),
+        }
+
+    def _tell_end(self, provider: Provider, action: Action, volume: Volume, result: process.Finished | None) -> None:
+        if self.on_end is None:
+            return
+        outcome = "done"
+        if result is None or result.cancelled:
+            outcome = "ended"
+        elif result.timed_out or result.status:
+            outcome = "timed out" if result.timed_out else "failed"
+        duration_s = result.duration_s if result else 0.0
+        end = ScriptEnd(provider=provider.name, action=action, volume=volume, duration_s=duration_s, outcome=outcome)
+        self.on_end(end)
+
+
+def check_known(provider: Provider, names: Collection[str]) -> None:
+    """Raise InputError for a parameter that the provider does not declare: misspelt, it would mean another volume."""
+    known = [each.name for each in provider.parameters]
+    unknown = sorted({name.upper() for name in names} - {name.upper() for name in known})
+    if unknown:
+        given = next(name for name in names if name.upper() == unknown[0])
+        raise InputError(
+            f"provider {provider.name!r} has no parameter {given!r}{meant(given, known)}",
+            hint=f"its {PARAMETERS_FILE} has: {', '.join(known) or 'none'}",
         )
 
 

@@ -1,6 +1,6 @@
-"""qemu-img and qemu-io on this host: how large storage is, and how many requests a second QEMU's block layer gets.
+"""qemu-img on this host: how large storage is, and how many requests a second QEMU's block layer gets from it.
 
-Source: qemu-img(1), "info" and "bench"; ``qemu-io --help``.
+Source: qemu-img(1), "info" and "bench".
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from hvext.host import process
 
 _PROGRAM = "qemu-img"
 _INSTALL = "Debian package qemu-utils"
-_MIB = 1 << 20
-#: What a single write of qemu-io has.
-_PIECE = 64 * _MIB
 
 
 @value_object
@@ -42,13 +39,6 @@ def size_bytes(node: Mapping[str, Any], objects: Sequence[Mapping[str, Any]], *,
     """Return the size of what a node opens; raises ProgramError. ``objects`` have no secrets in them."""
     printed = _run(["info", *_objects(objects), "--output=json", "-U", _filename(node)], limit_s)
     return int(json.loads(printed)["virtual-size"])
-
-
-def fill(node: Mapping[str, Any], objects: Sequence[Mapping[str, Any]], n_bytes: int, *, limit_s: float) -> None:
-    """Write so many bytes from the beginning of what a node opens; raises ProgramError."""
-    pieces = [(start, min(_PIECE, n_bytes - start)) for start in range(0, n_bytes, _PIECE)]
-    commands = [word for start, length in pieces for word in ("-c", f"write -q -P 0x5a {start} {length}")]
-    _run([*_objects(objects), "-t", "none", *commands, _filename(node)], limit_s, program="qemu-io")
 
 
 def bench(
@@ -94,15 +84,15 @@ def _filename(node: Mapping[str, Any]) -> str:
     return "json:" + json.dumps(dict(node))
 
 
-def _run(words: Sequence[str], limit_s: float, *, program: str = _PROGRAM) -> str:
+def _run(words: Sequence[str], limit_s: float) -> str:
     env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
     try:
-        done = process.run([program, *words], env=env, timeout_s=limit_s)
+        done = process.run([_PROGRAM, *words], env=env, timeout_s=limit_s)
     except ProgramError as error:
         raise ProgramError(error.message, hint=_INSTALL) from error
     if done.timed_out:
-        raise ProgramError(f"{program} {words[0]} did not end within {limit_s:g} s", hint="does the storage answer?")
+        raise ProgramError(f"{_PROGRAM} {words[0]} did not end within {limit_s:g} s", hint="does the storage answer?")
     if done.status:
         said = " ".join(done.stderr.decode(errors="replace").replace(words[-1], "").split())
-        raise ProgramError(f"{program} {words[0]}: {masked(said)[-600:]}")
+        raise ProgramError(f"{_PROGRAM} {words[0]}: {masked(said)[-600:]}")
     return done.stdout.decode(errors="replace")

@@ -29,6 +29,8 @@ from hvext.errors import CommandRefused, CommandTimeout, InputError, MonitorErro
 DEFAULT_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 _QUEUE_POLL_S = 0.02
+#: How long QEMU may greet and then say nothing before it is taken to wait for another client.
+_STUCK_S = 1.0
 #: So many commands QEMU takes from its socket before it has carried one out (QMP_REQ_QUEUE_LEN_MAX).
 _PIECE = 8
 _ADVICE = {"Permission denied": "run as root, or as the owner of the socket"}
@@ -135,6 +137,11 @@ class _Client(QMPClient):
             message = await super()._recv()
         self._greeted = self._greeted or "QMP" in message
         return message
+
+    @property
+    def is_greeted(self) -> bool:
+        """Whether QEMU has sent its greeting."""
+        return self._greeted
 
     def _is_stray(self, message: Message) -> bool:
         return "event" in message or (not self._greeted and ("return" in message or "error" in message))
@@ -301,6 +308,7 @@ async def _greeted(target: str | tuple[str, int]) -> tuple[_Client, int | None]:
     # It keeps every event that it is not asked for: in a connection that stays open, for ever.
     client.events.event_filter = lambda _message: False
     pid: int | None = None
+    freeing = asyncio.create_task(_free(target, client))
     try:
         if isinstance(target, str):
             stream = await _connected(target)
@@ -311,7 +319,27 @@ async def _greeted(target: str | tuple[str, int]) -> tuple[_Client, int | None]:
     except asyncio.CancelledError:
         await _abandon(client)
         raise
+    finally:
+        freeing.cancel()
     return client, pid
+
+
+async def _free(target: str | tuple[str, int], client: _Client) -> None:
+    """Knock at a monitor that has greeted and says nothing more, until this is cancelled.
+
+    While QEMU starts, its main loop and the thread of its monitors both listen. A client that comes in that moment may
+    wake both: one takes it, and the other waits in accept() for the next, with the whole of QEMU (one start in some
+    thousands on a busy machine; 7.2).
+    """
+    while True:
+        await asyncio.sleep(_STUCK_S)
+        if client.is_greeted:
+            with contextlib.suppress(OSError):
+                if isinstance(target, str):
+                    (await _connected(target)).close()
+                else:
+                    _reader, writer = await asyncio.open_connection(*target)
+                    writer.close()
 
 
 async def _abandon(client: _Client) -> None:
