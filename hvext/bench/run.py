@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from hvext.bench.guest_level import GuestLevel, bench_guest
+from hvext.bench.guest_level import GuestLevel, bench_guest, find_parts
 from hvext.bench.host_level import HostLevel, needs_objects
 from hvext.bench.places import Made, Place, made, offered
 from hvext.bench.result import Level, Result, Run, Workload
@@ -35,10 +35,13 @@ from hvext.host.journal import JournalFolder
 from hvext.host.provider import ProviderHost
 from hvext.host.qemu_img import qemu_version
 from hvext.host.usage import host_facts
+from hvext.operations.acts import Act, perform
 from hvext.operations.journal import read_records, users_of
-from hvext.operations.volumes import attach_volume, detach_volume
+from hvext.operations.volumes import attach_acts, detach_volume
 
 _MIB = 1 << 20
+#: What is done before writing is measured.
+FILL = "filling the part that is measured"
 _LEAST_SPAN = 16 * _MIB
 
 
@@ -112,12 +115,8 @@ def measure(
     has, InputError, ProviderError, ProgramError.
     """
     workloads = settings.workloads
-    if users := users_of(disk, read_records(JournalFolder()), but=""):
-        raise VolumeInUse(
-            f"{disk.provider}/{disk.volume.name} is a disk of VM {users[0]}: what it does would be measured as well",
-            hint="unplug it first, or measure another volume of the same provider",
-        )
-    attached = attach_volume(host, disk)
+    attach, detach = acts(host, disk, settings)
+    (attached,) = perform([attach])
     try:
         options = replace(disk.options, read_only=not settings.destroy_data)
         path = attached.attachment.block_path
@@ -125,7 +124,23 @@ def measure(
             places = [*vary(offered(attached.choice, options)), *more]
             return _measure_places(disk, places, workloads, settings, watcher)
     finally:
-        detach_volume(host, disk)
+        perform([detach])
+
+
+def acts(host: ProviderHost, disk: Disk, settings: Settings) -> tuple[Act, Act]:
+    """Return what attaches the volume, and what detaches it.
+
+    Raises VolumeInUse for one that a VM of this host has, and ProgramError where a guest is wanted that was not built.
+    """
+    if Level.GUEST in settings.levels:
+        find_parts(settings.guest)
+    if users := users_of(disk, read_records(JournalFolder()), but=""):
+        raise VolumeInUse(
+            f"{disk.provider}/{disk.volume.name} is a disk of VM {users[0]}: what it does would be measured as well",
+            hint="unplug it first, or measure another volume of the same provider",
+        )
+    detach = Act(name=f"detach {disk.provider}/{disk.volume.name}", do=lambda: detach_volume(host, disk))
+    return attach_acts(host, disk)[0], detach
 
 
 def _measure_places(
@@ -153,7 +168,7 @@ def _measure_places(
         )
     watcher.begin(n_runs, settings.length.run_s + settings.length.warm_up_s + OVERHEAD_S)
     if settings.destroy_data:
-        watcher.step("filling the part that is measured")
+        watcher.step(FILL)
         with HostLevel(names, span_bytes) as filling:
             filling.fill(openable[0])
     for level, measuring, more in _levels(names, places, settings, span_bytes):

@@ -27,18 +27,24 @@ _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; without ``argv`` it is that of the process, which may end here."""
+    """Run one command and return its exit status; without ``argv`` it is that of the process, which may end here.
+
+    `hvext.__main__` is where the process begins.
+    """
     light.import_argparse()
     from hvext.cli.output import open_streams
     from hvext.cli.parser import ALONE
 
     open_streams()
-    _be_tidy_when_ended()
     words = _joined(sys.argv[1:] if argv is None else argv)
     if words and words[0] in ALONE:
         light.import_uuid()
+        if words[0] != "explain":
+            light.import_subprocess()
         if argv is None:
             _run_and_end(words)
+    if argv is None:
+        gc.enable()
     return _run(words)
 
 
@@ -48,7 +54,6 @@ def _run_and_end(words: Sequence[str]) -> NoReturn:
     Nearly all that it has is needed until its end, and then the kernel takes it back at once: to look for garbage, and
     to take down each module, takes a tenth of its time.
     """
-    gc.disable()
     status = _run(words)
     for stream in (sys.stdout, sys.stderr):
         # What failed to be written has its message and status already.
@@ -63,14 +68,22 @@ def _run(words: Sequence[str]) -> int:
 
     arguments = parse_line(words)
     module, _, function = arguments.run.partition(":")
+    if getattr(arguments, "dry_run", False):
+        module = f"dry_run.{module}"
     try:
-        status = getattr(importlib.import_module(f"hvext.cli.{module}"), function)(arguments)
+        run = getattr(importlib.import_module(f"hvext.cli.{module}"), function)
+        if getattr(arguments, "log", None) or getattr(arguments, "log_file", None):
+            from hvext.cli.log import logged
+
+            run = logged(run, words[0])
+        _be_tidy_when_ended()
+        status = run(arguments)
         sys.stdout.flush()
     except HvextError as error:
         print_error(error, as_json=getattr(arguments, "json", False))
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
-        print_error(HvextError("interrupted"), as_json=getattr(arguments, "json", False))
+        print_error(_interrupted(changes=hasattr(arguments, "dry_run")), as_json=getattr(arguments, "json", False))
         return _INTERRUPTED
     except OSError as error:
         # Providers and QEMU raise errors of their own: what has no name is standard output.
@@ -82,6 +95,12 @@ def _run(words: Sequence[str]) -> int:
     return int(status or 0)
 
 
+def _interrupted(*, changes: bool) -> HvextError:
+    """Return the error of a command that Ctrl-C has ended, with where to look after one that ``changes`` something."""
+    hint = "hvext audit says whether anything is left unfinished; the same command again, or hvext recover, finishes it"
+    return HvextError("interrupted", hint=hint if changes else "")
+
+
 def _joined(words: Sequence[str]) -> Sequence[str]:
     """Return the line with the two words of a command that has two as one: ``bench compare``."""
     if tuple(words[:2]) in (("bench", "compare"), ("bench", "report")):
@@ -90,12 +109,16 @@ def _joined(words: Sequence[str]) -> Sequence[str]:
 
 
 def _be_tidy_when_ended() -> None:
-    """Have SIGTERM and SIGHUP do what Ctrl-C does: scripts run in sessions of their own and would go on for ever."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    """Have SIGTERM and SIGHUP do what Ctrl-C does: scripts run in sessions of their own and would go on for ever.
+
+    Until now, these and Ctrl-C have ended the process at once, as nothing was begun.
+    """
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _interrupt, signal.SIGHUP: _interrupt}
+    for number, handler in handlers.items():
         # Whoever ignores them (nohup) has a reason; in a thread that is not the main one, signals are the caller's.
         if signal.getsignal(number) is signal.SIG_DFL:
             with contextlib.suppress(ValueError):
-                signal.signal(number, _interrupt)
+                signal.signal(number, handler)
 
 
 def _interrupt(_number: int, _frame: object) -> None:

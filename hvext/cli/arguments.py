@@ -13,8 +13,10 @@ from hvext.core.disk import Disk, parse_uuid
 from hvext.core.secret import check_roles
 from hvext.core.volume import Volume, derived_uuid
 from hvext.errors import InputError
+from hvext.host.files import user_state_folder
 from hvext.host.private import read_secret_file
 from hvext.host.provider import DEFAULT_SEARCH_PATH, DEFAULT_TIMEOUT_S, ProviderHost
+from hvext.operations.telling import is_heard, tell_script
 
 
 def provider_host(arguments: argparse.Namespace) -> ProviderHost:
@@ -31,15 +33,18 @@ def provider_host(arguments: argparse.Namespace) -> ProviderHost:
         timeouts_s=timeouts_s,
         log_directory=_log_directory(arguments.log_dir),
         environment=pairs(arguments.env, "--env"),
+        on_end=tell_script if is_heard() else None,
+        strict=bool(getattr(arguments, "parameter", None) or getattr(arguments, "parameter_file", None)),
     )
 
 
 def _log_directory(wish: str | None) -> str | None:
+    wish = wish or os.environ.get("HVEXT_LOG_DIR")
     if wish == "none":
         return None
     if wish:
         return wish
-    return "/var/log/hvext" if os.geteuid() == 0 else os.path.expanduser("~/.local/state/hvext/log")  # noqa: PTH111
+    return "/var/log/hvext" if os.geteuid() == 0 else f"{user_state_folder()}/log"
 
 
 def disk(arguments: argparse.Namespace) -> Disk:

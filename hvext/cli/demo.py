@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import mmap
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from hvext.core.stamp import StampReport, check_blocks
 from hvext.core.volume import Volume, derived_uuid
 from hvext.errors import HvextError, InputError, ProgramError
 from hvext.host.guest import Console, Writer, WriterVerdict
+from hvext.host.loop_device import CONTROL
 from hvext.host.machine import GuestImage, MachineOptions, probe_acceleration, start_machine
 from hvext.host.provider import ProviderHost
 from hvext.operations import attachments, volumes
@@ -75,17 +77,14 @@ def demo(arguments: argparse.Namespace) -> int:
     """Run the demo; 0 when every byte is where it belongs."""
     if arguments.moves < 0:
         raise InputError(f"--moves must be at least 0; got {arguments.moves}")
-    try:
-        image = GuestImage.find(Path(arguments.guest))
-    except ProgramError as error:
-        error.hint = "build it with vm-images/build, and name its folder with --guest"
-        raise
+    _check_loop_devices()
+    image = GuestImage.find(Path(arguments.guest))
     table = _Table(arguments.json)
     table.head()
-    with _folder(arguments.keep) as folder:
+    with _folder(arguments.keep) as folder, _own_places(folder):
         accel = table.step("find out how guests run here", lambda: probe_acceleration(image), str)
         options = MachineOptions(name="demo", accel=accel, root_ports=4, scsi_controllers=1)
-        host = ProviderHost(log_directory=str(folder / "log"))
+        host = ProviderHost(log_directory=f"{folder}/log")
         # The volume goes last: a guest that still has it when something failed has ended by then.
         with _volume(host, folder, arguments.device) as disk, start_machine(options, image, folder) as machine:
             console = Console(machine.command_path, machine.console_log, alive=lambda: machine.alive)
@@ -94,7 +93,30 @@ def demo(arguments: argparse.Namespace) -> int:
                 _run(table, vm, host, disk, console, arguments.moves)
     if arguments.json:
         print_json(table.rows)
+    else:
+        print("all well: every block is where it belongs")
     return 0
+
+
+def _check_loop_devices() -> None:
+    """Raise InputError where loop devices cannot be used: that would be seen when the guest has booted."""
+    if os.geteuid() != 0 and not os.access(CONTROL, os.R_OK | os.W_OK):
+        raise InputError(f"the demo needs loop devices, and you may not use {CONTROL}", hint="run it as root")
+
+
+@contextlib.contextmanager
+def _own_places(folder: Path) -> Iterator[None]:
+    """Within this, what hvext keeps is in a folder: a demo is nothing that was done to the disks of this host."""
+    own = {"HVEXT_STATE_DIR": f"{folder}/state", "HVEXT_RUNTIME_DIR": f"{folder}/private"}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _run(table: _Table, vm: Vm, host: ProviderHost, disk: Disk, console: Console, moves: int) -> None:
@@ -130,7 +152,7 @@ def _run(table: _Table, vm: Vm, host: ProviderHost, disk: Disk, console: Console
     report = table.step("host reads the volume", lambda: _check_volume(host, disk), _stamp_words)
     right = verdict.ok and report.ok and report.valid == verdict.verified == verdict.blocks > 0
     if not right or verdict.status.errors:
-        raise HvextError("data was lost: see the table", hint="the guest's console log is in the folder of --keep")
+        raise HvextError("data was lost: see the table", hint="the guest's console log is with the others")
 
 
 def _verdict_words(verdict: WriterVerdict) -> str:
@@ -213,10 +235,19 @@ def _volume(host: ProviderHost, folder: Path, device: str) -> Iterator[Disk]:
 
 @contextlib.contextmanager
 def _folder(keep: str | None) -> Iterator[Path]:
+    """The folder of all that a demo makes: gone afterwards, unless it is to be kept, or has the logs of a failure."""
     if keep is not None:
         path = Path(keep).resolve()
         path.mkdir(parents=True, exist_ok=True)
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="hvext-demo-") as name:
-        yield Path(name)
+    made, failed = Path(tempfile.mkdtemp(prefix="hvext-demo-")), False
+    try:
+        yield made
+    except HvextError:
+        failed = True
+        print(f"the demo's logs are in {made}", file=sys.stderr)
+        raise
+    finally:
+        if not failed:
+            shutil.rmtree(made)

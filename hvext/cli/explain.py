@@ -1,4 +1,7 @@
-"""``hvext explain``: what would be done with an answer of ``attach``; nothing is done."""
+"""``hvext explain``: what would be done with an answer of ``attach``; nothing is done.
+
+Whether the disk fits into a guest that runs (``--qmp``) is in ``hvext.cli.fit``, with all that this has to load.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,12 @@ _QEMU = "kvm"
 
 
 def explain(arguments: argparse.Namespace) -> int:
-    """Print what an attach answer offers, what is chosen and why, and all renderings of it."""
+    """Print what an attach answer offers, what is chosen and why, and all renderings of it; or whether it fits."""
+    if arguments.qmp is not None:
+        from hvext.cli.fit import fit
+
+        return fit(arguments, parse_answer(_read(arguments.answer)) if arguments.answer is not None else None)
+    _check_alone(arguments)
     answer = _read(arguments.answer)
     attachment = parse_answer(answer)
     look = None
@@ -35,7 +43,7 @@ def explain(arguments: argparse.Namespace) -> int:
         look = opened_as
         if attachment.block_path is not None:
             check_block_path(attachment.block_path, file_kind(attachment.block_path))
-    result: dict[str, object] = {"attachment": _described(attachment)}
+    result: dict[str, object] = {"attachment": described(attachment)}
     access = Access(arguments.access)
     if arguments.hypervisor.lower() != _QEMU:
         result["chosen"] = _for_other_hypervisor(attachment, access, arguments.hypervisor)
@@ -92,7 +100,23 @@ def _read(name: str) -> bytes:
         raise InputError(f"cannot read {name}: {error.strerror}") from error
 
 
-def _described(attachment: Attachment) -> dict[str, object]:
+def _check_alone(arguments: argparse.Namespace) -> None:
+    """Raise InputError for what is missing, or means nothing, when no guest is asked."""
+    given = (arguments.volume, arguments.parameter, arguments.parameter_file, arguments.secret, arguments.vm)
+    if any(given) or arguments.search_path is not None:
+        raise InputError(
+            "--volume, -p, --parameter-file, --secret, --search-path and --vm say which disk fits into which guest",
+            hint="name the guest's monitor: --qmp SOCKET",
+        )
+    if arguments.answer is None:
+        raise InputError(
+            "no answer of attach is named",
+            hint="name the file that has it ('-': standard input), or a guest with --qmp",
+        )
+
+
+def described(attachment: Attachment) -> dict[str, object]:
+    """Return for machines what a provider offers."""
     return {
         "block_path": attachment.block_path,
         "uris": [{"hypervisor": line.hypervisor, "uri": line.shown} for line in attachment.uris],

@@ -9,18 +9,22 @@ from collections.abc import Iterator
 from typing import cast
 
 from hvext.cli.arguments import disk, provider_host, secret_files
-from hvext.cli.output import print_json, print_table, print_warnings, reporter, size_text
+from hvext.cli.output import print_json, print_warnings, reporter, size_text
 from hvext.cli.start import given_disks
-from hvext.core.disk import parse_uuid
+from hvext.core.disk import Disk, parse_uuid
 from hvext.core.uri import parse_uri
 from hvext.errors import DiskNotFound, InputError
 from hvext.host.files import opened_as
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S
 from hvext.operations import attachments
+from hvext.operations.acts import perform
 from hvext.operations.batch import PlugOutcome
 from hvext.operations.unplug import Unplugged, UnplugState
 from hvext.operations.vm import Vm, open_vm
+from hvext.operations.whose import end_told, whose_volume
+
+_ALL_VMS = "hvext top shows the disks of all VMs of this host, which it finds by itself; hvext report draws them"
 
 
 def plug(arguments: argparse.Namespace) -> int:
@@ -43,9 +47,14 @@ def plug(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _plug_all(arguments: argparse.Namespace) -> int:
+def check_alone(arguments: argparse.Namespace) -> None:
+    """Raise InputError when one disk is named beside ``--disk`` and ``--disks``."""
     if arguments.provider is not None or arguments.option or arguments.parameter:
         raise InputError("--disk and --disks say everything about their disks: leave out PROVIDER, VOLUME, -o and -p")
+
+
+def _plug_all(arguments: argparse.Namespace) -> int:
+    check_alone(arguments)
     wished = given_disks(arguments)
     with _vm(arguments, provider_host(arguments)) as vm:
         outcomes = vm.plug_all(wished)
@@ -72,14 +81,14 @@ def _print_outcome(outcome: PlugOutcome) -> None:
 
 def unplug(arguments: argparse.Namespace) -> int:
     """Unplug a disk; 1 when the guest has not let it go."""
-    wished = disk(arguments) if _names_volume(arguments) else None
+    wished = disk(arguments) if names_volume(arguments) else None
     uuid = wished.volume.uuid if wished else parse_uuid(arguments.disk_uuid)
     with _vm(arguments, provider_host(arguments)) as vm:
         if wished:
             result = vm.unplug(wished, timeout_s=arguments.wait)
         else:
             result = vm.unplug_only(uuid, timeout_s=arguments.wait)
-    hint = _hint(result, named=_names_volume(arguments))
+    hint = _hint(result, wished)
     if arguments.json:
         print_json(result.to_json() | {"hint": hint})
     else:
@@ -92,12 +101,11 @@ def unplug(arguments: argparse.Namespace) -> int:
 
 def repoint(arguments: argparse.Namespace) -> int:
     """Move a disk to another access."""
-    if (arguments.to is None) == (arguments.access is None):
-        raise InputError("repoint takes either --to LOCATION or --access ACCESS")
+    check_place(arguments)
     target = sys.stdin.read().strip() if arguments.to == "-" else arguments.to
     if target == "":
         raise InputError("there is no location on standard input")
-    if _names_volume(arguments):
+    if names_volume(arguments):
         wished = disk(arguments)
         uuid = wished.volume.uuid
         secrets = attachments.given_secrets(wished)
@@ -111,7 +119,8 @@ def repoint(arguments: argparse.Namespace) -> int:
         if target is None:
             if uuid not in vm.disks():
                 raise DiskNotFound(f"the guest has no disk {uuid}", hint="hvext disks lists those it has")
-            offered = attachments.offer(host, wished).choice.candidates
+            (answer,) = perform([attachments.offer_act(host, wished)], report=reporter(verbose=arguments.verbose))
+            offered = answer.choice.candidates
             result = vm.repoint_to_first(uuid, [candidate.location for candidate in offered])
         else:
             result = vm.repoint(uuid, parse_uri(target, look=opened_as).with_secrets(secrets))
@@ -122,6 +131,12 @@ def repoint(arguments: argparse.Namespace) -> int:
     else:
         print(f"{result.device}: unchanged, it is at {result.after} already")
     return 0
+
+
+def check_place(arguments: argparse.Namespace) -> None:
+    """Raise InputError unless a move's place is given in one way."""
+    if (arguments.to is None) == (arguments.access is None):
+        raise InputError("repoint takes either --to LOCATION or --access ACCESS")
 
 
 def resize(arguments: argparse.Namespace) -> int:
@@ -140,29 +155,20 @@ def resize(arguments: argparse.Namespace) -> int:
 
 def disks(arguments: argparse.Namespace) -> int:
     """List the guest's disks."""
-    with _vm(arguments, ProviderHost()) as vm:
-        found = [running.to_json() for running in vm.disks().values()]
-    if arguments.json:
-        print_json(found)
-        return 0
-    if not found:
-        print("the guest has no disks of hvext")
-        return 0
-    rows = [
-        [
-            str(row["uuid"]),
-            str(row["model"] or "(no device)"),
-            size_text(cast("int | None", row["size_bytes"])),
-            str(row["driver"] or "-"),
-            str(row["uri"] or row["filename"] or "-"),
-        ]
-        for row in found
-    ]
-    print_table(("DISK", "DEVICE", "SIZE", "DRIVER", "LOCATION"), rows)
-    return 0
+    if arguments.qmp is None and arguments.connect is None:
+        raise InputError("no guest is named: --qmp SOCKET, or --connect URI and --domain NAME", hint=_ALL_VMS)
+    if arguments.connect is not None:
+        from hvext.cli import libvirt
+
+        return libvirt.disks(arguments)
+    # Not loaded by who does something to a disk.
+    from hvext.cli.observe import disks_listed
+
+    check_without_libvirt(arguments)
+    return disks_listed(arguments)
 
 
-def _names_volume(arguments: argparse.Namespace) -> bool:
+def names_volume(arguments: argparse.Namespace) -> bool:
     """Whether the disk is named by provider and volume (else by its uuid)."""
     if arguments.provider is not None and arguments.volume is not None:
         return True
@@ -171,10 +177,9 @@ def _names_volume(arguments: argparse.Namespace) -> bool:
     return False
 
 
-def _hint(result: Unplugged, *, named: bool) -> str:
+def _hint(result: Unplugged, wished: Disk | None) -> str:
     if result.state is UnplugState.ABSENT:
-        left = "its volume was left alone; hvext detach lets it go, if no other guest uses it"
-        return left if named else ""
+        return f"the guest does not have it, and nothing was done; {whose_volume(wished)}" if wished else ""
     if result.state is UnplugState.REJECTED:
         return "the guest refused to let it go; nothing was removed"
     if result.state is UnplugState.PENDING:
@@ -185,17 +190,33 @@ def _hint(result: Unplugged, *, named: bool) -> str:
     return ""
 
 
+def check_without_libvirt(arguments: argparse.Namespace) -> None:
+    """Raise InputError for what goes with ``--connect`` alone."""
+    if arguments.domain or arguments.live or arguments.config or getattr(arguments, "through_monitor", False):
+        raise InputError("--domain, --live, --config and --through-monitor go with --connect")
+
+
 @contextlib.contextmanager
 def _vm(arguments: argparse.Namespace, host: ProviderHost) -> Iterator[Vm]:
+    if arguments.connect is not None:
+        from hvext.cli.libvirt import given_domain
+
+        with given_domain(arguments, host) as domain:
+            yield cast("Vm", domain)
+        return
+    check_without_libvirt(arguments)
     report = reporter(verbose=arguments.verbose)
     limit_s = arguments.qmp_timeout
     greeting_s = min(limit_s, CONNECT_TIMEOUT_S)
-    with open_vm(
+    opening = open_vm(
         arguments.qmp,
         host=host,
         timeout_s=limit_s,
         connect_timeout_s=greeting_s,
         report=report,
         name=arguments.vm,
-    ) as vm:
+    )
+    with contextlib.ExitStack() as stack:
+        with end_told(arguments.qmp):
+            vm = stack.enter_context(opening)
         yield vm

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hvext.cli.arguments import provider_host
 from hvext.cli.output import print_json, print_warnings, reporter
@@ -41,7 +41,7 @@ def begin(arguments: argparse.Namespace) -> int:
 
 def listen(arguments: argparse.Namespace) -> int:
     """Compare the target's QEMU with the source's, and have it wait for the guest: on the target."""
-    description = _description(arguments)
+    description = the_description(arguments)
 
     async def work() -> str:
         async with _vm(arguments) as vm:
@@ -55,12 +55,7 @@ def listen(arguments: argparse.Namespace) -> int:
 def migrate(arguments: argparse.Namespace) -> int:
     """Send the guest away: on the source."""
     disks = given_disks(arguments)
-    limits = Limits(
-        timeout_s=arguments.time_limit,
-        stall_s=arguments.stall,
-        bandwidth_bytes=None if arguments.bandwidth is None else int(arguments.bandwidth * 1048576),
-        downtime_ms=None if arguments.downtime is None else int(arguments.downtime * 1000),
-    )
+    given_limits = limits(arguments)
 
     async def work() -> Migrated:
         async with _vm(arguments) as vm:
@@ -70,7 +65,7 @@ def migrate(arguments: argparse.Namespace) -> int:
                 arguments.to,
                 target=arguments.target_qmp,
                 keep_source=arguments.keep_source,
-                limits=limits,
+                limits=given_limits,
                 progress=_shown(_report(arguments)),
             )
 
@@ -90,9 +85,19 @@ def migrate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def limits(arguments: argparse.Namespace) -> Limits:
+    """Return how far sending may go."""
+    return Limits(
+        timeout_s=arguments.time_limit,
+        stall_s=arguments.stall,
+        bandwidth_bytes=None if arguments.bandwidth is None else int(arguments.bandwidth * 1048576),
+        downtime_ms=None if arguments.downtime is None else int(arguments.downtime * 1000),
+    )
+
+
 def finish(arguments: argparse.Namespace) -> int:
     """Let the guest run and open its volumes exclusively: on the target."""
-    description = _description(arguments)
+    description = the_description(arguments)
 
     async def work() -> str:
         async with _vm(arguments) as vm:
@@ -117,7 +122,7 @@ def stop(arguments: argparse.Namespace) -> int:
     host, disks = provider_host(arguments), given_disks(arguments)
     left = stop_disks(host, disks, name=arguments.vm, close=arguments.close)
     if left:
-        raise HvextError(f"NOT detached: {'; '.join(left)}", hint="has the instance's QEMU ended?")
+        raise stop_failure(left)
     if arguments.json:
         print_json({"state": "detached", "volumes": [disk.volume.name for disk in disks]})
     else:
@@ -125,7 +130,13 @@ def stop(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _description(arguments: argparse.Namespace) -> Description:
+def stop_failure(left: Sequence[str]) -> HvextError:
+    """Return what is raised for volumes that stay attached."""
+    return HvextError(f"NOT detached: {'; '.join(left)}", hint="has the instance's QEMU ended?")
+
+
+def the_description(arguments: argparse.Namespace) -> Description:
+    """Return what ``migrate-begin`` printed, with its secrets."""
     value = read_json(arguments.disks, "the description of the guest")
     return Description.from_json(value).completed(file_values(arguments.parameter_file))
 

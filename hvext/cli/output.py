@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 
 from hvext.errors import HvextError
 
+#: The manual page with the causes and cures of all errors: packages have it where they do not have the documentation.
+_MAN = "hvext-errors(7)"
+
 
 def open_streams() -> None:
     """Make the standard streams usable, whatever the caller made of them.
@@ -37,19 +40,33 @@ def print_json(value: object) -> None:
 
 
 def print_error(error: HvextError, *, as_json: bool) -> None:
-    """Print an error to standard error."""
+    """Print an error to standard error; to a person, or in JSON, with the place where its cure is described."""
     if as_json:
-        print(json.dumps({"error": error.to_json()}, ensure_ascii=False), file=sys.stderr)
+        value = {"error": error.to_json(), "help": _help(error), "man": _MAN}
+        print(json.dumps(value, ensure_ascii=False), file=sys.stderr)
         return
     print(f"hvext: {error.message}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
+    if type(error) is not HvextError and sys.stderr.isatty():
+        print(f"see {_help(error)}, or man hvext-errors", file=sys.stderr)
+
+
+def _help(error: HvextError) -> str:
+    """Return the page of the documentation, and the heading on it, that has the error's cause and cure."""
+    return f"docs/troubleshooting.md#{type(error).__name__.lower()}"
 
 
 def print_warnings(warnings: Sequence[str]) -> None:
     """Print warnings to standard error."""
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def print_note(note: str) -> None:
+    """Print a note to standard error, where there is one."""
+    if note:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -69,6 +86,15 @@ def reporter(*, verbose: bool) -> Callable[[str], None]:
             print(f"  {name}", file=sys.stderr)
 
     return report
+
+
+def place_text(place: object) -> str:
+    """Return where a disk is, for people, in the words of plug: a path is a path, whatever QEMU opens it as."""
+    text = str(place or "-")
+    for prefix in ("host_device:/", "file:/"):
+        if text.startswith(prefix):
+            return "/" + text.removeprefix(prefix)
+    return text
 
 
 def size_text(size_bytes: int | None) -> str:

@@ -7,16 +7,17 @@ import asyncio
 import sys
 
 from hvext.cli.arguments import provider_host
-from hvext.cli.output import print_json, print_table, reporter
+from hvext.cli.output import print_json, print_note, print_table, reporter
 from hvext.host.journal import JournalFolder
 from hvext.operations import audit as auditing
 from hvext.operations import recover as recovering
 from hvext.operations.journal import check_names
 from hvext.operations.recover import Outcome
+from hvext.operations.whose import where_looked
 
 
 def audit(arguments: argparse.Namespace) -> int:
-    """List what does not fit together; 1 when there is anything but what is under way."""
+    """List what does not fit together; 1 when there is anything to recover."""
     check_names(arguments.vm, JournalFolder())
     findings = asyncio.run(auditing.audit(monitors=arguments.qmp, names=arguments.vm, timeout_s=arguments.qmp_timeout))
     if arguments.json:
@@ -28,6 +29,8 @@ def audit(arguments: argparse.Namespace) -> int:
         print_table(("VM", "WHAT", "DISK", "IN WORDS"), rows)
         if not all(finding.harmless for finding in findings):
             print("hint: hvext recover finishes or undoes what was left", file=sys.stderr)
+    if not arguments.qmp:
+        print_note(where_looked(JournalFolder()))
     return 0 if all(finding.harmless for finding in findings) else 1
 
 

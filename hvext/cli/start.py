@@ -24,6 +24,7 @@ def args(arguments: argparse.Namespace) -> int:
     """Attach all disks and print QEMU's arguments for them."""
     host = provider_host(arguments)
     disks = given_disks(arguments)
+    check_format(arguments)
     start = start_disks(
         host,
         disks,
@@ -34,6 +35,10 @@ def args(arguments: argparse.Namespace) -> int:
     try:
         for disk in start.disks:
             print_warnings(disk.warnings)
+        if arguments.connect is not None:
+            from hvext.operations.domains.secrets import define_for_start
+
+            define_for_start(arguments.connect, [disk.plan for disk in start.disks])
         _print(start, arguments.format, as_json=arguments.json)
         sys.stdout.flush()
     except BaseException:
@@ -41,6 +46,12 @@ def args(arguments: argparse.Namespace) -> int:
         print_warnings([f"NOT detached: {words}" for words in stop_disks(host, disks, name=arguments.vm)])
         raise
     return 0
+
+
+def check_format(arguments: argparse.Namespace) -> None:
+    """Raise InputError for ``--connect`` without the XML that it is for."""
+    if arguments.connect is not None and arguments.format != "xml":
+        raise InputError("--connect defines the secrets that libvirt's XML refers to", hint="add --format xml")
 
 
 def _capabilities(qemu: str | None, form: str) -> Capabilities | None:

@@ -9,32 +9,35 @@ from hvext.cli.output import print_json, print_warnings
 from hvext.core.disk import Disk
 from hvext.core.volume import Volume, derived_uuid
 from hvext.operations import volumes
+from hvext.operations.acts import perform
 
 
 def create(arguments: argparse.Namespace) -> int:
     """Create a volume."""
-    volumes.create_volume(provider_host(arguments), disk(arguments), arguments.size)
+    perform(volumes.create_acts(provider_host(arguments), disk(arguments), arguments.size))
     return _done(arguments, "created", size_mib=arguments.size)
 
 
 def remove(arguments: argparse.Namespace) -> int:
     """Remove a volume."""
-    volumes.remove_volume(provider_host(arguments), disk(arguments))
+    perform(volumes.remove_acts(provider_host(arguments), disk(arguments)))
     return _done(arguments, "removed")
 
 
 def grow(arguments: argparse.Namespace) -> int:
     """Grow a volume."""
-    grown = volumes.grow_volume(
+    acts = volumes.grow_acts(
         provider_host(arguments), disk(arguments), old_size_mib=arguments.size, new_size_mib=arguments.new_size
     )
-    word = "grown" if grown.changed else "unchanged: it has that size already"
-    return _done(arguments, word, size_mib=grown.size_mib, changed=grown.changed)
+    perform(acts)
+    word = "grown" if acts else "unchanged: it has that size already"
+    return _done(arguments, word, size_mib=arguments.new_size, changed=bool(acts))
 
 
 def attach(arguments: argparse.Namespace) -> int:
     """Attach and open a volume, and print what it offers."""
-    attached = volumes.attach_volume(provider_host(arguments), disk(arguments), exclusive=not arguments.shared)
+    acts = volumes.attach_acts(provider_host(arguments), disk(arguments), exclusive=not arguments.shared)
+    (attached,) = perform(acts)
     offer = attached.attachment
     if arguments.json:
         print_json(
@@ -56,7 +59,9 @@ def attach(arguments: argparse.Namespace) -> int:
 
 def detach(arguments: argparse.Namespace) -> int:
     """Detach a volume."""
-    warnings = volumes.detach_volume(provider_host(arguments), disk(arguments))
+    wished = disk(arguments)
+    perform(volumes.detach_acts(provider_host(arguments), wished))
+    warnings = volumes.detach_warnings(wished)
     if arguments.json:
         return _done(arguments, "detached", warnings=list(warnings))
     print_warnings(warnings)
@@ -65,25 +70,26 @@ def detach(arguments: argparse.Namespace) -> int:
 
 def open_volume(arguments: argparse.Namespace) -> int:
     """Open a volume."""
-    ran = volumes.open_volume(provider_host(arguments), disk(arguments), exclusive=not arguments.shared)
+    ran = perform(volumes.open_acts(provider_host(arguments), disk(arguments), exclusive=not arguments.shared))
     return _done(arguments, "opened" if ran else "open: nothing to do, the provider has no open script")
 
 
 def close_volume(arguments: argparse.Namespace) -> int:
     """Close a volume."""
-    ran = volumes.close_volume(provider_host(arguments), disk(arguments))
+    ran = perform(volumes.close_acts(provider_host(arguments), disk(arguments)))
     return _done(arguments, "closed" if ran else "closed: nothing to do, the provider has no close script")
 
 
 def set_info(arguments: argparse.Namespace) -> int:
     """Store metadata."""
-    volumes.set_volume_info(provider_host(arguments), disk(arguments), arguments.metadata)
+    perform(volumes.set_info_acts(provider_host(arguments), disk(arguments), arguments.metadata))
     return _done(arguments, "metadata stored")
 
 
 def snapshot(arguments: argparse.Namespace) -> int:
     """Take a snapshot."""
-    volumes.snapshot_volume(provider_host(arguments), disk(arguments), arguments.snapshot_name, arguments.snapshot_size)
+    host, name = provider_host(arguments), arguments.snapshot_name
+    perform(volumes.snapshot_acts(host, disk(arguments), name, arguments.snapshot_size))
     return _done(arguments, f"snapshot {arguments.snapshot_name} taken", snapshot=arguments.snapshot_name)
 
 

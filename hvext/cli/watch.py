@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from shutil import which
 
 from hvext.cli.arguments import provider_host
 from hvext.core.hysteresis import FailBackRule
+from hvext.core.moment import utc_text
 from hvext.core.schedule import Pace
 from hvext.core.supervision import GiveUpRule, Notice
 from hvext.errors import HvextError, InputError
@@ -25,22 +27,45 @@ from hvext.operations.watch import Watch, WatchSettings
 def watch(arguments: argparse.Namespace) -> int:
     """Supervise guests until a signal ends it; with ``--once`` 1 when not all are well."""
     host = provider_host(arguments)
-    watching = Watch(_settings(arguments, host), host=host, say=_printer(as_json=arguments.json))
-    well = asyncio.run(_run(watching))
+    watching = Watch(settings(arguments, host), host=host, say=_printer(as_json=arguments.json))
+    check_goes_on(arguments)
+    well = asyncio.run(_run(watching, arguments.metrics))
     if arguments.once and not watching.found:
-        raise HvextError("there is no guest to look at", hint="do --qmp and --qmp-glob name sockets that exist?")
+        raise nobody()
     return 0 if well or not arguments.once else 1
 
 
-async def _run(watching: Watch) -> bool:
+async def _run(watching: Watch, metrics: str | None) -> bool:
     loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        if metrics:
+            # Not loaded by a watch that nobody asks for numbers.
+            from hvext.cli.metrics import serve
+
+            stack.enter_context(serve(watching, metrics, loop))
+        return await _supervise(watching, loop)
+
+
+async def _supervise(watching: Watch, loop: asyncio.AbstractEventLoop) -> bool:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, watching.stop)
     loop.add_signal_handler(signal.SIGHUP, watching.hurry)
     return await watching.run()
 
 
-def _settings(arguments: argparse.Namespace, host: ProviderHost) -> WatchSettings:
+def check_goes_on(arguments: argparse.Namespace) -> None:
+    """Raise InputError for what a watch that looks once has no use for."""
+    if arguments.metrics and arguments.once:
+        raise InputError("--metrics is for a watch that goes on", hint="hvext metrics prints them once")
+
+
+def nobody() -> HvextError:
+    """Return what is raised when there is no guest."""
+    return HvextError("there is no guest to look at", hint="do --qmp and --qmp-glob name sockets that exist?")
+
+
+def settings(arguments: argparse.Namespace, host: ProviderHost) -> WatchSettings:
+    """Return what a command line says of a watch; raises InputError."""
     return WatchSettings(
         qmp=arguments.qmp,
         qmp_globs=arguments.qmp_glob,
@@ -77,7 +102,7 @@ def _printer(*, as_json: bool) -> Callable[[Notice], None]:
     """Return what prints one line for each notice: a JSON object to standard output, or words to standard error."""
 
     def say(notice: Notice) -> None:
-        when = datetime.now(UTC).isoformat(timespec="milliseconds")
+        when = utc_text(time.time())
         if as_json:
             print(json.dumps(notice.to_json(when), ensure_ascii=False), flush=True)
         else:

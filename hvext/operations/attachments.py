@@ -6,7 +6,7 @@ migration and fencing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import Event, Semaphore, Thread
 
@@ -22,6 +22,8 @@ from hvext.host.files import opened_as
 from hvext.host.private import read_secret_file, remove_private
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
+from hvext.operations import places
+from hvext.operations.acts import Act
 
 #: So many scripts run at once.
 _AT_ONCE = 64
@@ -58,7 +60,8 @@ def attach(
     When the answer is unusable, the wished access is not in it, ``open`` fails, or on Ctrl-C, the volume is let go
     again before the error is raised, unless it is ``shared`` with somebody who has it attached. ``obstacle`` is as
     ``choose_access`` takes it, ``provider`` the disk's where the caller has found it already. Raises ProviderError,
-    AccessError, InputError; OperationFailed when it could not be let go.
+    AccessError, InputError; VolumeInUse when a VM has the same storage under another name, which leaves it attached;
+    OperationFailed when it could not be let go.
     """
     provider = provider or host.find(disk.provider)
     secrets = given_secrets(disk)
@@ -68,6 +71,8 @@ def attach(
         if not (shared or _refused(error)):
             _let_go_after(error, host, disk)
         raise
+    # Whoever is there already keeps it: it is not let go.
+    places.claim(disk, attachment, exclusive=exclusive)
     try:
         choice = choose_access(attachment, disk.access, look=opened_as, obstacle=obstacle, secrets=secrets)
         if exclusive is not None:
@@ -92,15 +97,34 @@ def offer(
     return Attached(disk=disk, provider=provider, attachment=attachment, choice=choice)
 
 
+def offer_act(host: ProviderHost, disk: Disk) -> Act:
+    """Return what asks the provider of a volume that is attached what it offers; raises what ``check_attach`` does."""
+    check_attach(host, disk, exclusive=None)
+    name = f"ask where {disk.provider}/{disk.volume.name} can be: attach it again"
+    return Act(name=name, do=lambda: offer(host, disk))
+
+
+def check_attach(host: ProviderHost, disk: Disk, *, exclusive: bool | None = True) -> None:
+    """Raise what ``attach`` raises before it runs a script: ProviderNotFound, ProviderInvalid, InputError."""
+    provider = host.find(disk.provider)
+    given_secrets(disk)
+    host.check(provider, Action.ATTACH, disk.volume, access=disk.access)
+    if exclusive is not None:
+        host.check(provider, Action.OPEN, disk.volume, access=disk.access, exclusive=exclusive)
+
+
 def detach(host: ProviderHost, disk: Disk, *, cancel: Cancel | None = None) -> None:
     """Detach a disk's volume and remove the disk's private files; may be repeated.
 
-    Only call it when nothing uses the volume any more.
+    Only call it when nothing uses the volume any more. Raises VolumeInUse when a VM has the same storage under another
+    name, and ProviderError.
 
     ``close`` is not run before: it is a fence, which cuts off whoever still uses the volume; ``detach`` can refuse.
     """
+    places.check_free(disk)
     try:
         host.run(host.find(disk.provider), Action.DETACH, disk.volume, cancel=cancel, access=disk.access)
+        places.leave(disk)
     finally:
         # QEMU has read them when it started.
         remove_private(disk.names.root)
@@ -131,7 +155,9 @@ def attach_all(
                 attach, host, disk, exclusive=exclusive, shared=shared(disk), cancel=cancel, obstacle=obstacle(disk)
             )
             attempt = _Attempt(disk, call, turns)
-            attempt.start()
+            # A single one needs no thread of its own: what Ctrl-C raises in it is raised below.
+            begin = attempt.start if len(disks) > 1 else attempt.run
+            begin()
             attempts.append(attempt)
         _wait(attempts)
     except BaseException as reason:
@@ -152,10 +178,13 @@ def attach_all(
         if not isinstance(error, HvextError):
             raise error
     good = len(disks) - len(failed)
-    words = "; ".join(f"{disk.provider}/{disk.volume.name}: {error}" for disk, error in failed)
     raise OperationFailed(
-        f"cannot attach {len(failed)} of {len(disks)} disks: {words}"
-        + (f"; the other {good} were detached again" if good and not left else "")
+        _not_attached(failed, len(disks))
+        + (
+            f"; {'the other one was' if good == 1 else f'the other {good} were'} detached again"
+            if good and not left
+            else ""
+        )
         + (f"; NOT detached: {'; '.join(left)}" if left else ""),
         step="attach",
         undone=[
@@ -165,6 +194,23 @@ def attach_all(
         ],
         left=left,
     ) from failed[0][1]
+
+
+def check_all(host: ProviderHost, disks: Sequence[Disk], *, exclusive: bool | None) -> None:
+    """Raise what ``attach_all`` raises for disks of which it is known, without a script, that they cannot be."""
+    failed: list[tuple[Disk, BaseException]] = []
+    for disk in disks:
+        try:
+            check_attach(host, disk, exclusive=exclusive)
+        except HvextError as error:
+            failed.append((disk, error))
+    if failed:
+        raise OperationFailed(_not_attached(failed, len(disks)), step="attach") from failed[0][1]
+
+
+def _not_attached(failed: Sequence[tuple[Disk, BaseException]], n_disks: int) -> str:
+    words = "; ".join(f"{disk.provider}/{disk.volume.name}: {error}" for disk, error in failed)
+    return f"cannot attach {len(failed)} of {n_disks} disks: {words}"
 
 
 class _Attempt(Thread):

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import uuid as uuid_module
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from hvext.core.audit import Finding, audit_broken, audit_ended, audit_files, audit_unseen, audit_vm
+from hvext.core.audit import (
+    Finding,
+    Kind,
+    audit_broken,
+    audit_ended,
+    audit_files,
+    audit_stopped,
+    audit_unseen,
+    audit_vm,
+)
 from hvext.core.record import VmRecord
+from hvext.core.value import replace
 from hvext.errors import HvextError
 from hvext.host.journal import JournalFolder
 from hvext.host.private import private_files
 from hvext.host.proc import is_alive
-from hvext.host.qmp import DEFAULT_TIMEOUT_S
+from hvext.host.qmp import DEFAULT_TIMEOUT_S, Monitor
+from hvext.operations.failover import IO_ERROR
 from hvext.operations.inspect import running_disks
-from hvext.operations.journal import broken_records, read_records
-from hvext.operations.reach import CONNECT_S, has_ended, reach
+from hvext.operations.journal import broken_records, read_records, users_of
+from hvext.operations.reach import CONNECT_S, has_ended, is_domain, reach
 from hvext.operations.vm import AsyncVm, open_vm_async
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hvext.operations.watch.storage import Fault
 
 #: How often a VM is looked at again when somebody changed it meanwhile.
 _LOOKS = 5
@@ -46,7 +61,8 @@ async def audit(
         ) as vm:
             findings += await audit_running_vm(vm, disks)
             seen.add(vm.journal.name)
-    for record in read_records(folder).values():
+    records = read_records(folder)
+    for record in records.values():
         disks |= set(record.disks)
         if record.name in seen or not (everything or record.name in names):
             continue
@@ -56,7 +72,18 @@ async def audit(
         findings += audit_broken(broken)
         # Whose files there are, a record that cannot be read would tell.
         findings += () if broken else audit_files(await _still_there(files), disks)
-    return findings
+    return [_with_users(each, records) for each in findings]
+
+
+def _with_users(finding: Finding, records: Mapping[str, VmRecord]) -> Finding:
+    """Return a finding of a volume that nobody seems to need, with the VMs that have it all the same."""
+    record = records.get(finding.vm)
+    known = record.disks.get(finding.uuid) if record and finding.uuid else None
+    if known is None or finding.kind not in (Kind.ENDED, Kind.UNUSED):
+        return finding
+    if not (users := users_of(known.disk, records, but=finding.vm)):
+        return finding
+    return replace(finding, words=f"{finding.words}; it stays attached: VM {', '.join(users)} has it")
 
 
 async def _still_there(files: Iterable[str]) -> list[str]:
@@ -78,7 +105,29 @@ async def audit_running_vm(vm: AsyncVm, disks: set[uuid_module.UUID] | None = No
         disks |= {*record.disks, *(uuid for uuid, disk in running.items() if disk.device)}
     opaque = [str(fd["opaque"]) for fdset in fdsets for fd in fdset["fds"] if "opaque" in fd]
     busy = under_way(record, vm.journal.folder)
-    return list(audit_vm(record, running, under_way=busy, fdsets=opaque, files=await _still_there(files)))
+    found = audit_vm(record, running, under_way=busy, fdsets=opaque, files=await _still_there(files))
+    if (await vm.monitor.execute("query-status"))["status"] != IO_ERROR:
+        return list(found)
+    _faults, stopped = await why_stopped(vm.monitor, reached_at(record, vm.journal.seen().monitors[0]))
+    return [*found, *stopped]
+
+
+def reached_at(record: VmRecord, address: str) -> VmRecord:
+    """Return a record with the monitor first that was just reached: it is free, which others may not be."""
+    return record.seen(address, None)
+
+
+async def why_stopped(monitor: Monitor, record: VmRecord) -> tuple[dict[uuid_module.UUID, Fault], list[Finding]]:
+    """Return which disks have stopped a guest that an I/O error has stopped, and what is said about that.
+
+    The first of the record's monitors is the one that is named for the cure.
+    """
+    # Only where there is such a guest: it is with all that supervises one.
+    from hvext.operations.watch.storage import Fault, faults
+
+    disks = await faults(monitor)
+    failed, full = ({uuid for uuid, fault in disks.items() if fault is each} for each in (Fault.FAILED, Fault.NO_SPACE))
+    return disks, list(audit_stopped(record, failed, full))
 
 
 def under_way(record: VmRecord, folder: JournalFolder) -> set[uuid_module.UUID]:
@@ -95,6 +144,11 @@ def under_way(record: VmRecord, folder: JournalFolder) -> set[uuid_module.UUID]:
 async def _audit_record(
     record: VmRecord, folder: JournalFolder, timeout_s: float, disks: set[uuid_module.UUID]
 ) -> list[Finding]:
+    if is_domain(record):
+        # Only where there are such: it loads all that works with libvirt.
+        from hvext.operations.domains.recovery import audit_domain
+
+        return await audit_domain(record, folder)
     if has_ended(record):
         return list(audit_ended(record))
     try:

@@ -96,15 +96,15 @@ async def plug_all(
             outcomes[number] = PlugOutcome(disk=disk, error=error)
             continue
         works[number] = PlugWork(
-            guest,
+            monitor,
             host,
             providers[disk.provider],
-            placed,
             disk,
             remains or RunningDisk.nothing(disk.names),
             exclusive=exclusive,
             shared=shared(disk),
         )
+        works[number].place(guest, placed)
     outcomes |= await _carried_out(works, disks, report)
     return tuple(outcomes[number] for number in range(len(disks)))
 
@@ -117,7 +117,7 @@ async def _carried_out(
     def phase(name: str, steps: Mapping[int, str]) -> None:
         report(_WORDS[name], {numbers[place]: words for place, words in steps.items()})
 
-    jobs = [Job(operation=work.operation, steps=work.steps()) for work in works.values()]
+    jobs = [Job(operation=work.operation, steps=work.steps(), disk=disks[number]) for number, work in works.items()]
     failures = await carry_out_all(jobs, PHASES, report=phase)
     return {
         number: PlugOutcome(disk=disks[number], error=failure)

@@ -37,7 +37,7 @@ async def query_capabilities(monitor: Monitor, *, binary: str = "") -> Capabilit
     (``module_load_dso``, 7.2 and 10.0). ``binary`` is kept as text for people.
     """
     if monitor not in _known:
-        if _is_installed_one(monitor):
+        if is_installed_one(monitor):
             asked = await in_thread(lambda _cancel: binary_capabilities())
             # Which modules a QEMU that has run for long can load, its binary does not tell.
             _known[monitor] = replace(asked, unloadable=frozenset(), binary=binary, version=monitor.version)
@@ -46,8 +46,8 @@ async def query_capabilities(monitor: Monitor, *, binary: str = "") -> Capabilit
     return _known[monitor]
 
 
-def _is_installed_one(monitor: Monitor) -> bool:
-    """Whether the running QEMU is the installed program, with nothing of it replaced since it started."""
+def is_installed_one(monitor: Monitor) -> bool:
+    """Return whether the running QEMU is the installed program, with nothing of it replaced since it started."""
     installed = program_path(DEFAULT_QEMU)
     files = cache.mapped_files(monitor.pid) if monitor.pid is not None else frozenset()
     with contextlib.suppress(OSError):

@@ -51,9 +51,10 @@ from hvext.operations.frozen import stuck_now
 from hvext.operations.health import check_health
 from hvext.operations.inspect import chain_of, device_iothread, has_node, running_disks, seen_again
 from hvext.operations.nodes import add_node, delete_node, remove_needs
-from hvext.operations.opening import Movable, check_can_fail_over, location_obstacle, opening
+from hvext.operations.opening import Movable, Opening, check_can_fail_over, location_obstacle, opening
 from hvext.operations.repoint import disk_in_guest, whole
 from hvext.operations.steps import Report, Step, carry_out, may_have_done, silent, tidy_up
+from hvext.operations.telling import telling
 
 #: The state of a guest that an I/O error has stopped.
 IO_ERROR = "io-error"
@@ -106,11 +107,7 @@ async def fail_over(
     and only an old node is left, which a repetition removes.
     """
     running = await _found(monitor, names, known)
-    try:
-        disk = whole(running)
-        check_can_fail_over(disk)
-    except RepointRefused as error:
-        raise FailoverRefused(error.message, hint=error.hint) from error
+    disk = _that_can(running)
     if not candidates:
         raise FailoverRefused(f"there is no other storage for disk {names.uuid}")
     status = await _check_guest(monitor, running, asked=known is None)
@@ -146,8 +143,15 @@ async def resume(monitor: Monitor) -> bool:
     """
     if (await monitor.execute("query-status"))["status"] != IO_ERROR:
         return False
-    await monitor.execute("cont")
+    step = resume_step(monitor)
+    with telling("step", step=step.name):
+        await step.do()
     return True
+
+
+def resume_step(monitor: Monitor) -> Step:
+    """Return the step that lets a guest run again."""
+    return Step(name="resume the guest", do=lambda: monitor.execute("cont"), one_way=True)
 
 
 class _PassedOver(HvextError):
@@ -211,17 +215,20 @@ async def _found(monitor: Monitor, names: DiskNames, known: RunningDisk | None) 
 async def _cleaned(monitor: Monitor, running: RunningDisk, report: Report) -> Movable:
     """Remove the nodes that an interruption left, and return the disk without them."""
     names = running.names
+    await carry_out(f"fail disk {names.uuid} over", _cleaning(monitor, running), report=report)
+    found = running.seen_again(running.chain, running.chain, running.objects)
+    return whole(found or await disk_in_guest(monitor, names))
 
+
+def _cleaning(monitor: Monitor, running: RunningDisk) -> list[Step]:
     async def clean() -> None:
         for name in running.leftovers:
             await delete_node(monitor, name)
             if parse_protocol_name(name) is not None:
                 await remove_needs(monitor, name)
 
-    step = Step(name="remove what an earlier failover left", do=clean)
-    await carry_out(f"fail disk {names.uuid} over", [step], report=report)
-    found = running.seen_again(running.chain, running.chain, running.objects)
-    return whole(found or await disk_in_guest(monitor, names))
+    name = "remove what an earlier failover left"
+    return [Step(name=name, do=clean, one_way=True)] if running.leftovers else []
 
 
 async def _swap(monitor: Monitor, disk: Movable, location: Location, report: Report) -> str:
@@ -234,8 +241,7 @@ async def _swap(monitor: Monitor, disk: Movable, location: Location, report: Rep
         new = await opening(monitor, disk, location, exact_size=False, rehearsed=rehearsed)
     except (CapabilityError, InputError) as error:
         raise _PassedOver(error.message) from error
-    tops = _tops(disk, new.name)
-    steps = [*new.steps, *(_node_step(monitor, node) for node in tops), *_device_steps(monitor, disk, _name(tops[-1]))]
+    steps, close = _steps(monitor, disk, new)
     try:
         await carry_out(f"fail disk {names.uuid} over to {location.words}", steps, report=report)
     except OperationFailed as error:
@@ -247,6 +253,15 @@ async def _swap(monitor: Monitor, disk: Movable, location: Location, report: Rep
         raise _PassedOver(masked(" ".join(cause.message.split()))) from error
 
     # The disk is on its new storage: a node that stays is no reason to go back, and the next failover removes it.
+    words = f"finish the failover of disk {names.uuid} to {location.words}, where it is now"
+    await tidy_up(words, close, leaves=[disk.protocol.name], report=report)
+    return location.words
+
+
+def _steps(monitor: Monitor, disk: Movable, new: Opening) -> tuple[list[Step], Step]:
+    """Return the steps of a swap, and the one that closes the old storage when they are done."""
+    tops = _tops(disk, new.name)
+
     async def close_old() -> None:
         used = (disk.running.throttle, disk.root, disk.protocol)
         for node in used:
@@ -254,10 +269,31 @@ async def _swap(monitor: Monitor, disk: Movable, location: Location, report: Rep
                 await delete_node(monitor, node.name)
         await remove_needs(monitor, disk.protocol.name)
 
-    close = Step(name=f"close {disk.protocol.where}", do=close_old)
-    words = f"finish the failover of disk {names.uuid} to {location.words}, where it is now"
-    await tidy_up(words, close, leaves=[disk.protocol.name], report=report)
-    return location.words
+    nodes = (_node_step(monitor, node) for node in tops)
+    steps = [*new.steps, *nodes, *_device_steps(monitor, disk, _name(tops[-1]))]
+    return steps, Step(name=f"close {disk.protocol.where}", do=close_old, one_way=True)
+
+
+async def swap_steps(monitor: Monitor, names: DiskNames, location: Location) -> list[Step]:
+    """Return the steps of a failover to a location that can be read; changes nothing.
+
+    Raises DiskNotFound, FailoverRefused, CapabilityError.
+    """
+    running = await _found(monitor, names, None)
+    disk = _that_can(running)
+    new = await opening(monitor, disk, location, exact_size=False, rehearsed=True)
+    steps, close = _steps(monitor, disk, new)
+    return [*_cleaning(monitor, running), *steps, close]
+
+
+def _that_can(running: RunningDisk) -> Movable:
+    """Return the parts of a disk that can be failed over; raises FailoverRefused."""
+    try:
+        disk = whole(running)
+        check_can_fail_over(disk)
+    except RepointRefused as error:
+        raise FailoverRefused(error.message, hint=error.hint) from error
+    return disk
 
 
 async def _readable(monitor: Monitor, location: Location, size_bytes: int) -> bool:
@@ -316,6 +352,7 @@ def _node_step(monitor: Monitor, node: dict[str, object]) -> Step:
         do=lambda: add_node(monitor, node),
         undo=lambda: delete_node(monitor, name),
         happened=lambda: has_node(monitor, name),
+        inverse=f"delete node {name}",
     )
 
 
@@ -335,7 +372,13 @@ def _device_steps(monitor: Monitor, disk: Movable, new: str) -> tuple[Step, ...]
 
     return (
         Step(name="bring the nodes to the device's thread", do=lambda: _follow(monitor, disk, new)),
-        Step(name="swap the disk's storage", do=lambda: use(new), undo=lambda: use(old), happened=lambda: has(new)),
+        Step(
+            name="swap the disk's storage",
+            do=lambda: use(new),
+            undo=lambda: use(old),
+            happened=lambda: has(new),
+            inverse="swap it back",
+        ),
     )
 
 

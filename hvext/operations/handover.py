@@ -57,6 +57,18 @@ async def detach(host: ProviderHost, disks: Sequence[Disk]) -> None:
     await _on_all(disks, lambda disk, cancel: attachments.detach(host, disk, cancel=cancel), "detach")
 
 
+def check(host: ProviderHost, disks: Sequence[Disk], what: str) -> None:
+    """Raise what opening volumes raises for providers that cannot be used; ``what`` is what was to be done."""
+    failed = []
+    for disk in disks:
+        try:
+            host.find(disk.provider)
+        except HvextError as error:
+            failed.append((disk, error))
+    if failed:
+        raise _failure(failed, what)
+
+
 def close_all(host: ProviderHost, disks: Sequence[Disk]) -> list[str]:
     """Close the volumes of a target that gets no guest, before they are detached; return what went wrong."""
     failed = _side_by_side(disks, lambda disk, cancel: close_volume(host, disk, cancel=cancel), Cancel())
@@ -123,8 +135,12 @@ async def _on_all(disks: Sequence[Disk], work: _Work, what: str) -> None:
     """Do the same with all volumes side by side; raises OperationFailed, which names each that failed."""
     failed = await in_thread(lambda cancel: _side_by_side(disks, work, cancel))
     if failed:
-        words = "; ".join(f"{disk.provider}/{disk.volume.name}: {error.message}" for disk, error in failed)
-        raise OperationFailed(f"cannot {what} {words}", step=what, hint=failed[0][1].hint) from failed[0][1]
+        raise _failure(failed, what) from failed[0][1]
+
+
+def _failure(failed: Sequence[tuple[Disk, HvextError]], what: str) -> OperationFailed:
+    words = "; ".join(f"{disk.provider}/{disk.volume.name}: {error.message}" for disk, error in failed)
+    return OperationFailed(f"cannot {what} {words}", step=what, hint=failed[0][1].hint)
 
 
 def _side_by_side(disks: Sequence[Disk], work: _Work, cancel: Cancel) -> list[tuple[Disk, HvextError]]:

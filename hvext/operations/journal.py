@@ -14,13 +14,14 @@ import uuid as uuid_module
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
 from hvext.core.disk import Disk
+from hvext.core.history import Ending, Past
 from hvext.core.identity import DiskNames
 from hvext.core.record import DiskRecord, Intent, Operation, ProcessId, Unfinished, VmRecord, is_whole
 from hvext.core.secret import Secret
 from hvext.core.uri.location import PrivateFile
 from hvext.core.value import replace
 from hvext.core.volume import Volume
-from hvext.errors import HvextError, InputError, JournalError, OperationFailed, PlugError
+from hvext.errors import HvextError, InputError, JournalError, OperationFailed, PlugError, ProviderNotFound
 from hvext.host.journal import JournalFolder, Lock, Sync
 from hvext.host.private import private_folder, read_secret_file, remove_private, write_private
 from hvext.host.proc import is_alive, process_id, this_process
@@ -29,6 +30,7 @@ from hvext.operations.outcome import Report, is_interrupt, may_have_done, silent
 from hvext.operations.records import another_runs as another_runs
 from hvext.operations.records import broken_records as broken_records
 from hvext.operations.records import check_names as check_names
+from hvext.operations.records import check_staying, check_twin, disks_of
 from hvext.operations.records import end_scripts as end_scripts
 from hvext.operations.records import name_beside as name_beside
 from hvext.operations.records import owners_of as owners_of
@@ -177,6 +179,24 @@ class Journal:
         known = self.read().disks.get(uuid)
         return None if known is None else known.whole(self.kept_secrets(known))
 
+    def known(self, uuid: uuid_module.UUID) -> Disk | None:
+        """Return a disk that the record has; what it lacks are only secrets that are gone."""
+        record = self._record.disks.get(uuid)
+        if record is None:
+            return None
+        try:
+            return self.whole(uuid)
+        except JournalError:
+            return record.disk
+
+    def is_shared(self, disk: Disk) -> bool:
+        """Return whether other VMs of this host have the disk's volume as well; raises JournalError."""
+        return bool(users_of(disk, self._others(), but=self.name))
+
+    def check_staying(self) -> None:
+        """Raise PlugError once a migration of the VM has begun: its target would not be like the guest any more."""
+        check_staying(self._record)
+
     def kept_secrets(self, record: DiskRecord) -> dict[str, str]:
         """Return the secret parameters of a disk that are kept on this host; none where there are none."""
         if not record.withheld:
@@ -227,7 +247,7 @@ class Journal:
         """Write what has changed behind what stands there, or all of it: the file stays less than twice as long.
 
         What has to outlive the host gets to the disk while the operation goes on, and is there when it ends: a host
-        that loses its power before has lost the guest as well.
+        that loses its power before has lost the guest as well. In a migration it has not, and that is awaited here.
         """
         changes = record.changes_since(self._written, changed) if self._written is not None else None
         room = changes is not None and len(self._text) + len(changes.text) <= 2 * self._whole_length + _ROOM
@@ -237,6 +257,8 @@ class Journal:
             if changes.matters:
                 self.wait_for_disk()
                 self._sync = Sync(self.folder, self.name)
+            if changes.first:
+                self.wait_for_disk()
             self._text += changes.text
             self._written = record
             return
@@ -289,6 +311,27 @@ class Journal:
             self.wait_for_disk()
         except JournalError as error:
             raise _not_ended(error) from error
+        self.remember(ended, Ending.DONE)
+        self.remember([entry for entry in reverted if entry.did_something], Ending.FAILED)
+
+    def remember(self, entries: Sequence[Entry], ending: Ending) -> None:
+        """Put operations that have ended into the history of this host: what cannot be written there is left out."""
+        until = time.time()
+        for entry in entries:
+            work = entry.record.unfinished
+            if work is not None:
+                past = Past(
+                    vm=self.name,
+                    disk=entry.uuid,
+                    volume=entry.record.words,
+                    operation=work.operation,
+                    since=work.since,
+                    until=until,
+                    ending=ending,
+                    step="" if ending is Ending.DONE else entry.step,
+                )
+                with contextlib.suppress(JournalError):
+                    self.folder.remember(past.line())
 
     def begin(
         self,
@@ -320,7 +363,10 @@ class Journal:
             records = self._others()
             for disk in disks:
                 try:
-                    entries.append(self._begun(operation, disk, records, intent=intent, exclusive=exclusive))
+                    beside = [entry.record.disk for entry in entries if isinstance(entry, Entry)]
+                    entries.append(
+                        self._begun(operation, disk, records, intent=intent, exclusive=exclusive, beside=beside)
+                    )
                 except PlugError as error:
                     entries.append(error)
             begun = {entry.uuid: entry.record for entry in entries if isinstance(entry, Entry)}
@@ -341,8 +387,12 @@ class Journal:
         intent: Intent,
         exclusive: bool,
         details: Mapping[str, Any] | None = None,
+        beside: Sequence[Disk] = (),
     ) -> Entry:
-        """Return the entry of an operation that begins, with its secrets kept; it is still to be written down."""
+        """Return the entry of an operation that begins, with its secrets kept; it is still to be written down.
+
+        ``beside`` are disks on which operations begin at the same time.
+        """
         before = self._record.disks.get(disk.volume.uuid)
         if before is not None:
             end_scripts(before)
@@ -356,10 +406,11 @@ class Journal:
             record = replace(before, intent=before.intent if operation in _STAYING else intent, unfinished=work)
         users = users_of(disk, records, but=self.name)
         if exclusive and users:
-            raise PlugError(
-                f"the volume {record.words} is a disk of VM {users[0]} on this host",
-                hint="unplug it there first; hvext audit shows what each VM has",
-            )
+            raise taken(record.words, users[0])
+        if exclusive and operation in (Operation.PLUG, Operation.START):
+            # Those of a QEMU that has ended are attached anew, and may be named in another way.
+            ended = self._record.process is not None and not is_alive(self._record.process)
+            check_twin(disk, self.name, [*(() if ended else disks_of(self._record)), *beside])
         kept = self.kept_secrets(record)
         self._keep_secrets(disk, record)
         return Entry(self, record, before, kept, shared=bool(users))
@@ -397,7 +448,7 @@ class Entry:
     """What stands in the journal about one operation on one disk.
 
     ``record`` is what it began with, ``before`` what stood there before it; ``shared`` says whether other VMs of this
-    host had the volume as well when it began.
+    host had the volume as well when it began. ``step`` is the last one that was noted.
     """
 
     def __init__(
@@ -416,6 +467,7 @@ class Entry:
         self._journal = journal
         self._uuid = record.disk.volume.uuid
         self._n_steps = 0
+        self.step = ""
 
     @property
     def uuid(self) -> uuid_module.UUID:
@@ -424,6 +476,7 @@ class Entry:
 
     def note(self, step: str) -> None:
         """Write down that a step is about to be done. Raises JournalError."""
+        self.step = step
         self._journal.note(self._uuid, step=step, script=None)
         self._n_steps += 1
 
@@ -445,14 +498,31 @@ class Entry:
         try:
             if intent is None:
                 self._journal.forget(self._uuid)
+                if self.did_something:
+                    self._journal.remember([self], Ending.DONE)
                 return
             known = self._journal.record.disks[self._uuid]
             if known.unfinished is not None and known.unfinished.operation in _STAYING:
                 intent = known.intent
             self._journal.write_disk(replace(known, intent=intent, unfinished=waiting, **values))
             self._journal.wait_for_disk()
+            ending = self._ending(intent)
+            if waiting is None and ending is not None:
+                self._journal.remember([self], ending)
         except JournalError as error:
             raise _not_ended(error) from error
+
+    def _ending(self, intent: Intent) -> Ending | None:
+        """Return how it ended, the disk being there still; None for an unplug that the guest has yet to answer."""
+        work = self.record.unfinished
+        if work is None or work.operation is not Operation.UNPLUG:
+            return Ending.DONE
+        return Ending.FAILED if intent is Intent.PRESENT else None
+
+    @property
+    def did_something(self) -> bool:
+        """Whether there is anything to remember: of a disk that was not known, and no step, only a name was wrong."""
+        return self.before is not None or bool(self._n_steps)
 
     def keep_again(self) -> None:
         """Keep the secret parameters that the disk had before."""
@@ -481,9 +551,21 @@ class Entry:
                 raise
             left = isinstance(error, OperationFailed) and bool(error.left)
             refused = isinstance(error, HvextError) and not may_have_done(error.__cause__ or error)
-            if not left and not (one_way and self._n_steps and (self._n_steps > 1 or not refused)):
+            stays = left or (one_way and self._n_steps and (self._n_steps > 1 or not refused))
+            if not stays:
                 _quietly(self.revert)
+            misnamed = self.before is None and isinstance(error.__cause__ or error, ProviderNotFound)
+            if stays or (self.did_something and not misnamed):
+                self._journal.remember([self], Ending.LEFT if stays else Ending.FAILED)
             raise
+
+
+def taken(volume: str, vm: str) -> PlugError:
+    """Return what is raised for a volume that another VM of this host has."""
+    return PlugError(
+        f"the volume {volume} is a disk of VM {vm} on this host",
+        hint="unplug it there first; hvext audit shows what each VM has",
+    )
 
 
 def forget_ended(disks: Sequence[Disk], folder: JournalFolder, *, name: str | None = None) -> None:

@@ -47,6 +47,10 @@ from hvext.operations.transfer import (
     wait_loaded,
 )
 
+#: What is done, for people.
+BEGIN, LISTEN = "begin the migration", "wait for the guest"
+SEND, FINISH, CANCEL = "migrate the guest", "finish the migration", "give the migration up"
+
 
 class TargetMachine(Protocol):
     """How a caller starts the target's QEMU."""
@@ -72,13 +76,24 @@ async def begin(
     """
     await check_can_leave(monitor)
     description = await describe(monitor, disks, own_controller=own_controller)
-    step = Step(
+    await carry_out(BEGIN, begin_steps(host, disks), report=report)
+    return description
+
+
+def begin_steps(host: ProviderHost, disks: Sequence[Disk]) -> list[Step]:
+    """Return the steps of ``begin``."""
+    return [_open_shared_step(host, disks)]
+
+
+def _open_shared_step(host: ProviderHost, disks: Sequence[Disk]) -> Step:
+    return Step(
         name="open the volumes shared on the source",
         do=lambda: handover.open_shared(host, disks),
         undo=lambda: handover.open_exclusive(host, disks),
+        carries_later=True,
+        inverse="open them exclusively",
+        check=lambda: handover.check(host, disks, "open shared"),
     )
-    await carry_out("begin the migration", [step], report=report)
-    return description
 
 
 async def listen(monitor: Monitor, description: Description, uri: str, *, report: Report = silent) -> str:
@@ -93,15 +108,26 @@ async def listen(monitor: Monitor, description: Description, uri: str, *, report
     await check_alike(monitor, description)
     if (before := await listening_at(monitor)) is not None:
         return before
-    address = uri
+    listening = Listening(monitor, uri, running=description.running)
+    await carry_out(LISTEN, listening.steps(), report=report)
+    return listening.address
 
-    async def work() -> None:
-        nonlocal address
-        await prepare_target(monitor, running=description.running)
-        address = await listen_on(monitor, uri)
 
-    await carry_out("wait for the guest", [Step(name=f"listen at {uri}", do=work)], report=report)
-    return address
+class Listening:
+    """A target that begins to wait; ``address`` is where, as QEMU says it."""
+
+    def __init__(self, monitor: Monitor, uri: str, *, running: bool) -> None:
+        self._monitor = monitor
+        self._running = running
+        self.address = uri
+
+    def steps(self) -> list[Step]:
+        """Return the steps of ``listen``."""
+        return [Step(name=f"listen at {self.address}", do=self._listen, one_way=True)]
+
+    async def _listen(self) -> None:
+        await prepare_target(self._monitor, running=self._running)
+        self.address = await listen_on(self._monitor, self.address)
 
 
 async def send(
@@ -133,19 +159,21 @@ async def send(
         await check_alike(target, found)
     sending = Sending(monitor, uri, found, limits or Limits(), progress)
     sending.target = target
-    steps = [sending.prepare_step(), sending.send_step()]
-    if target is not None:
-        steps.append(sending.resume_step())
-    await carry_out("migrate the guest", steps, report=report)
+    await carry_out(SEND, sending.steps(), report=report)
     await sending.look_again()
     if keep_source:
         return sending.result(source_ended=False)
     rest = HandOver(host, host, disks)
     last = SourceEnd(keep_source=False, source=monitor)
-    steps = [*last.end_steps(), Step(name="close the volumes on the source", do=rest.close_on_source)]
-    await to_the_end(carry_out("hand the volumes over", steps, report=report))
+    await to_the_end(carry_out("hand the volumes over", leaving_steps(last, rest), report=report))
     say_what_is_left([*last.problems, *rest.problems])
     return sending.result(source_ended=True)
+
+
+def leaving_steps(last: SourceEnd, rest: HandOver) -> list[Step]:
+    """Return the steps of ``send`` once the guest is gone: there is no way back from them."""
+    close = Step(name="close the volumes on the source", do=rest.close_on_source, one_way=True)
+    return [*last.end_steps(), close]
 
 
 async def finish(
@@ -161,26 +189,47 @@ async def finish(
     One that was paused on the source stays paused. Returns QEMU's run state. Raises OperationFailed: a volume that
     cannot be opened leaves the guest running.
     """
-    state = ""
+    arrival = Arrival(monitor, host, description, timeout_s=timeout_s)
+    await carry_out(FINISH, arrival.steps(), report=report)
+    return arrival.state
 
-    async def arrive() -> None:
-        nonlocal state
-        await wait_loaded(monitor, timeout_s)
-        if await run_state(monitor) == "postmigrate" or (await transfer_state(monitor)).status == "none":
+
+class Arrival:
+    """The end of a migration on its target; ``state`` is QEMU's run state then."""
+
+    def __init__(self, monitor: Monitor, host: ProviderHost, description: Description, *, timeout_s: float) -> None:
+        self._monitor = monitor
+        self._host = host
+        self._description = description
+        self._timeout_s = timeout_s
+        self.state = ""
+
+    def steps(self) -> list[Step]:
+        """Return the steps of ``finish``."""
+        disks = self._description.disks
+        return [
+            Step(name="let the guest run on the target", do=self._arrive, one_way=True),
+            Step(
+                name="open the volumes exclusively on the target",
+                do=lambda: handover.open_exclusive(self._host, disks),
+                one_way=True,
+                check=lambda: handover.check(self._host, disks, "open exclusively"),
+            ),
+        ]
+
+    async def check(self) -> None:
+        """Raise MigrationRefused for a QEMU that has no guest, and waits for none."""
+        if await run_state(self._monitor) == "postmigrate" or (await transfer_state(self._monitor)).status == "none":
             raise MigrationRefused(
                 "no guest has arrived at this QEMU", hint="name the target's monitor; on the source: migrate-cancel"
             )
-        if description.running:
-            await let_run(monitor)
-        state = await run_state(monitor)
 
-    disks = description.disks
-    steps = [
-        Step(name="let the guest run on the target", do=arrive),
-        Step(name="open the volumes exclusively on the target", do=lambda: handover.open_exclusive(host, disks)),
-    ]
-    await carry_out("finish the migration", steps, report=report)
-    return state
+    async def _arrive(self) -> None:
+        await wait_loaded(self._monitor, self._timeout_s)
+        await self.check()
+        if self._description.running:
+            await let_run(self._monitor)
+        self.state = await run_state(self._monitor)
 
 
 async def cancel(
@@ -196,30 +245,52 @@ async def cancel(
     ``target_ended`` says that the target's QEMU has ended and never let the guest run: then a guest that was sent
     completely runs here again. Without it, that raises MigrationRefused. Returns QEMU's run state.
     """
-    sent = False
+    await carry_out(CANCEL, Cancelling(monitor, host, disks, target_ended=target_ended).steps(), report=report)
+    return await run_state(monitor)
 
-    async def stay() -> None:
-        nonlocal sent
-        ended = await give_up(monitor)
-        sent = ended.status == "completed" and await run_state(monitor) == "postmigrate"
-        if sent and not target_ended:
+
+class Cancelling:
+    """A migration that is given up on its source."""
+
+    def __init__(self, monitor: Monitor, host: ProviderHost, disks: Sequence[Disk], *, target_ended: bool) -> None:
+        self._monitor = monitor
+        self._host = host
+        self._disks = disks
+        self._target_ended = target_ended
+        self._sent = False
+
+    def steps(self) -> list[Step]:
+        """Return the steps of ``cancel``."""
+        return [
+            Step(name="keep the guest on the source", do=self._stay, one_way=True),
+            Step(
+                name="open the volumes exclusively on the source",
+                do=lambda: handover.open_exclusive(self._host, self._disks),
+                one_way=True,
+                check=lambda: handover.check(self._host, self._disks, "open exclusively"),
+            ),
+            # Only now: whatever the volumes were closed for, they are the source's again.
+            Step(name="let a guest that was sent in vain run on the source", do=self._come_back, one_way=True),
+        ]
+
+    async def check(self, status: str) -> None:
+        """Raise MigrationRefused for a guest that was sent, unless its target has ended; ``status`` is its transfer's.
+
+        Asks QEMU only.
+        """
+        self._sent = status == "completed" and await run_state(self._monitor) == "postmigrate"
+        if self._sent and not self._target_ended:
             raise MigrationRefused(
                 "the guest was sent completely: if it ran here too, both would write to its disks",
                 hint="if the target's QEMU has ended and never let the guest run, say so with --target-ended",
             )
 
-    async def come_back() -> None:
-        if sent:
-            await monitor.execute("cont")
+    async def _stay(self) -> None:
+        await self.check((await give_up(self._monitor)).status)
 
-    steps = [
-        Step(name="keep the guest on the source", do=stay),
-        Step(name="open the volumes exclusively on the source", do=lambda: handover.open_exclusive(host, disks)),
-        # Only now: whatever the volumes were closed for, they are the source's again.
-        Step(name="let a guest that was sent in vain run on the source", do=come_back),
-    ]
-    await carry_out("give the migration up", steps, report=report)
-    return await run_state(monitor)
+    async def _come_back(self) -> None:
+        if self._sent:
+            await self._monitor.execute("cont")
 
 
 async def migrate(
@@ -310,11 +381,7 @@ class _Whole:
         disks = self._sending.description.disks
         return [
             _kept("attach the volumes on the target", self._attach, self._detach),
-            _kept(
-                "open the volumes shared on the source",
-                lambda: handover.open_shared(self._source_host, disks),
-                lambda: handover.open_exclusive(self._source_host, disks),
-            ),
+            _open_shared_step(self._source_host, disks),
             _kept(
                 "open the volumes shared on the target",
                 lambda: handover.open_shared_too(self._target_host, disks),
@@ -324,8 +391,7 @@ class _Whole:
             Step(name="compare the target with the source", do=self._compare),
             self._sending.prepare_step(),
             Step(name="listen on the target", do=self._listen),
-            self._sending.send_step(),
-            self._sending.resume_step(),
+            *self._sending.move_steps(),
         ]
 
     async def _attach(self) -> None:

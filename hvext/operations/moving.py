@@ -6,7 +6,7 @@ left alone until somebody goes on with the migration, or gives it up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hvext.core.disk import Disk
@@ -52,16 +52,20 @@ async def listen(vm: AsyncVm, description: Description, uri: str) -> str:
 
     There, the source's ``close`` would cut the volumes off from whoever uses them, and that is the target.
     """
-    records = read_records(vm.journal.folder)
+    check_elsewhere(description, read_records(vm.journal.folder), vm.journal.name)
+    async with vm.alone():
+        return await migration.listen(vm.monitor, description, uri, report=vm.report)
+
+
+def check_elsewhere(description: Description, records: Mapping[str, VmRecord], name: str) -> None:
+    """Raise MigrationRefused when another VM of this host than the one called ``name`` has disks of a description."""
     for disk in description.disks:
-        if users := users_of(disk, records, but=vm.journal.name):
+        if users := users_of(disk, records, but=name):
             raise MigrationRefused(
                 f"{disk.provider}/{disk.volume.name} is a disk of VM {users[0]} on this same host: closing it there, "
                 "at the end of the migration, would take it from this one",
                 hint="a guest is migrated to another host, whose journal (--state-dir, HVEXT_STATE_DIR) is its own",
             )
-    async with vm.alone():
-        return await migration.listen(vm.monitor, description, uri, report=vm.report)
 
 
 async def send(vm: AsyncVm, disks: Sequence[Disk], uri: str, *, target: str | None = None, **options: Any) -> Migrated:
@@ -188,8 +192,7 @@ async def recover(vm: AsyncVm) -> str:
         return "the guest lives on the target; QEMU here was ended, and its volumes let go"
     if target := str(details.get("target", "")):
         await _end_waiting(target, disks)
-    step = Step(name="open the volumes exclusively", do=lambda: handover.open_exclusive(vm.host, disks))
-    await carry_out("give the migration up", [step], report=vm.report)
+    await carry_out("give the migration up", stay_steps(vm.host, disks), report=vm.report)
     _settle(journal, uuids)
     return "the guest stays here, and its volumes are open exclusively"
 
@@ -200,8 +203,21 @@ async def _recover_target(vm: AsyncVm, disks: Sequence[Disk]) -> None:
             f"the guest does not run here ({await run_state(vm.monitor)})",
             hint="recover the source first; then hvext migrate-finish here, or end this QEMU",
         )
-    step = Step(name="open the volumes exclusively", do=lambda: handover.open_exclusive(vm.host, disks))
-    await carry_out("finish the migration", [step], report=vm.report)
+    await carry_out("finish the migration", stay_steps(vm.host, disks), report=vm.report)
+
+
+def stay_steps(host: ProviderHost, disks: Sequence[Disk]) -> list[Step]:
+    """Return what is done about the volumes of an interrupted migration on the side where the guest lives."""
+    return [Step(name="open the volumes exclusively", do=lambda: handover.open_exclusive(host, disks), one_way=True)]
+
+
+def leave_steps(monitor: Monitor, host: ProviderHost, disks: Sequence[Disk]) -> list[Step]:
+    """Return what is done on the side that the guest has left."""
+    return [
+        Step(name="end the source's QEMU", do=lambda: end_machine(monitor), one_way=True),
+        Step(name="close the volumes", do=lambda: handover.close(host, disks), one_way=True),
+        Step(name="detach the volumes", do=lambda: handover.detach(host, disks), one_way=True),
+    ]
 
 
 async def _end_source(vm: AsyncVm, disks: Sequence[Disk], target: str) -> None:
@@ -220,12 +236,7 @@ async def _end_source(vm: AsyncVm, disks: Sequence[Disk], target: str) -> None:
         raise HvextError(
             f"the guest was sent completely, and its target cannot be asked: {error.message}", hint=hint
         ) from error
-    await end_machine(vm.monitor)
-    steps = [
-        Step(name="close the volumes", do=lambda: handover.close(vm.host, disks)),
-        Step(name="detach the volumes", do=lambda: handover.detach(vm.host, disks)),
-    ]
-    await carry_out("finish the migration", steps, report=vm.report)
+    await carry_out("finish the migration", leave_steps(vm.monitor, vm.host, disks), report=vm.report)
 
 
 async def _check_target(there: Monitor, disks: Sequence[Disk], target: str) -> None:

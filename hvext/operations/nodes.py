@@ -109,7 +109,7 @@ def needs_steps(monitor: Monitor, needs: Needs, node: str) -> tuple[Step, ...]:
             await remove_needs(monitor, node)
             raise
 
-    return (Step(name=name, do=add, undo=lambda: remove_needs(monitor, node)),)
+    return (Step(name=name, do=add, undo=lambda: remove_needs(monitor, node), inverse="remove that"),)
 
 
 async def remove_needs(monitor: Monitor, node: str) -> None:

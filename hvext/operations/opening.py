@@ -147,6 +147,7 @@ async def opening(
                 do=lambda: _open(monitor, location, needs, node, rehearsed=rehearsed),
                 undo=lambda: delete_node(monitor, name),
                 happened=lambda: has_node(monitor, name),
+                inverse=f"delete node {name}",
             ),
             *([] if rehearsed and not exact_size else [Step(name="compare the sizes", do=compare)]),
         ),

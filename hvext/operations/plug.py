@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from functools import partial
 
 from hvext.core.access import Access, Candidate
+from hvext.core.capability import Capabilities
 from hvext.core.causes import hint_for
 from hvext.core.disk import Disk
 from hvext.core.options import DeviceModel, DiskOptions
@@ -44,7 +49,7 @@ from hvext.operations.nodes import (
     remove_remains,
 )
 from hvext.operations.openable import check_plan
-from hvext.operations.questions import Guest, Places, Questions
+from hvext.operations.questions import Guest, Places, Questions, asking
 from hvext.operations.rehearsal import rehearse
 from hvext.operations.steps import Report, Step, carry_out, silent
 from hvext.operations.threads import in_thread
@@ -52,6 +57,10 @@ from hvext.operations.unplug import remove_device
 
 #: The phases of a plug, in order.
 CLEAN, ATTACH, OBJECTS, OPEN, NODES, DEVICE = PHASES = ("clean", "attach", "objects", "open", "nodes", "device")
+#: What is waited for beside the attach.
+_PLACE = "find a place in the guest"
+#: How soon a thread that waits for QEMU's answers sees that it is to end.
+_LOOK_S = 0.05
 _ALREADY = "the guest has this disk already; options and access of this call were not applied"
 
 
@@ -89,7 +98,7 @@ async def plug(
     exclusive: bool = True,
     shared: bool = False,
     known: bool = True,
-    questions: Questions | None = None,
+    questions: Questions,
     report: Report = silent,
 ) -> Plugged:
     """Attach a disk's volume and plug it into the guest.
@@ -97,28 +106,50 @@ async def plug(
     ``exclusive`` is what the volume is opened with: False on the target of a migration. A volume that is ``shared``
     with other guests of this host stays attached whatever happens. A disk with a second candidate gets the error
     policy ``stop``, unless its options say otherwise. What an earlier plug left is looked for (and removed) when the
-    disk is ``known``: when anything is written down about it. ``questions`` are those that were asked before.
+    disk is ``known``: when anything is written down about it. ``questions`` are those that were asked before: while
+    QEMU answers them, the volume is attached.
 
     The candidates of the access choice are tried in order; the result's reason says why an earlier one was passed
     over. Whatever fails, everything is as before afterwards. Repeating it for a disk that is plugged changes nothing
-    and says so. Raises OperationFailed, or PlugError, InputError, ProviderNotFound and ProviderInvalid before anything
-    was done.
+    and says so. Raises OperationFailed; PlugError and InputError when the guest has no place for it, ProviderNotFound
+    and ProviderInvalid before anything was done.
     """
-    questions = questions or Questions(monitor, host, disk, known=known)
     running = await questions.running()
     if running.device is not None:
         return already(running)
-    guest, provider = await questions.rest()
-    placed = await questions.places.take(disk)
-    work = PlugWork(guest, host, provider, placed, disk, running, exclusive=exclusive, shared=shared)
+    work = PlugWork(monitor, host, await questions.provider(), disk, running, exclusive=exclusive, shared=shared)
     try:
-        await carry_out(work.operation, work.steps(), report=report)
+        async with _placing(work, questions) as placed:
+            await carry_out(work.operation, work.steps(placed), report=report)
     except OperationFailed as error:
+        if error.step == _PLACE and not error.left and isinstance(error.__cause__, HvextError):
+            raise error.__cause__ from None
         # What nobody wrote down may be there all the same.
         if known or error.left or _about_storage(error.message):
             raise
-        return await plug(monitor, host, disk, exclusive=exclusive, shared=shared, report=report)
-    return work.result()
+    else:
+        return work.result()
+    async with asking(monitor, host, disk, known=True) as questions:
+        return await plug(monitor, host, disk, exclusive=exclusive, shared=shared, questions=questions, report=report)
+
+
+@contextlib.asynccontextmanager
+async def _placing(work: PlugWork, questions: Questions) -> AsyncIterator[asyncio.Future[None]]:
+    """Have the place looked for in the block, as soon as QEMU has answered; gives what tells when it is found."""
+
+    async def find() -> None:
+        try:
+            guest = await questions.guest()
+            work.place(guest, await questions.places.take(work.wished))
+        finally:
+            work.go_on()
+
+    finding = asyncio.ensure_future(find())
+    try:
+        yield finding
+    finally:
+        finding.cancel()
+        await asyncio.gather(finding, return_exceptions=True)
 
 
 def already(running: RunningDisk) -> Plugged:
@@ -149,34 +180,32 @@ def already(running: RunningDisk) -> Plugged:
 
 
 class PlugWork:
-    """One plug in progress, of a disk whose place was chosen: what the steps hand to each other.
+    """One plug in progress: what the steps hand to each other.
 
-    ``wished`` is the disk as it was asked for, without the chosen place.
+    ``wished`` is the disk as it was asked for. Its place is given with ``place``, before the steps or meanwhile.
     """
 
     def __init__(
         self,
-        guest: Guest,
+        monitor: Monitor,
         host: ProviderHost,
         provider: Provider,
-        disk: Disk,
         wished: Disk,
         remains: RunningDisk,
         *,
         exclusive: bool,
         shared: bool,
     ) -> None:
-        self._monitor = guest.monitor
+        self._monitor = monitor
         self._host = host
         self._provider = provider
-        self._disk = disk
-        self._wished = wished
+        self.wished = wished
+        self._disk = wished
         self._remains = remains
-        self._capabilities = guest.capabilities
-        # With these options the plans were made that QEMU was found to be able to have.
-        self._planned = disk.options
+        self._guest: Guest | None = None
         self._plans: list[DiskPlan] = []
-        self._obstacle = guest.obstacle(disk, keep=self._plans.append)
+        # Attaching waits in a thread.
+        self._answered = threading.Event()
         self._exclusive = exclusive
         self._shared = shared
         self._attached: Attached | None = None
@@ -189,8 +218,20 @@ class PlugWork:
         """What is done, for people."""
         return f"plug {self._disk.provider}/{self._disk.volume.name}"
 
-    def steps(self) -> Sequence[Step]:
-        """Return the steps, with their ``PHASES``."""
+    def place(self, guest: Guest, disk: Disk) -> None:
+        """Tell what there is to know of the guest, and the disk with its place in it."""
+        self._guest, self._disk = guest, disk
+        # With these options the plans are made that QEMU is found to be able to have.
+        self._planned = disk.options
+        self._obstacle = guest.obstacle(disk, keep=self._plans.append)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Wait no longer for ``place``; without it, the step that waits for it fails."""
+        self._answered.set()
+
+    def steps(self, placed: Awaitable[None] | None = None) -> Sequence[Step]:
+        """Return the steps, with their ``PHASES``; ``placed`` tells when ``place`` was called, if that is to come."""
         disk, monitor = self._disk, self._monitor
         names = disk.names
         # The names of all parts are the same wherever the storage is; what they are is known once it is open.
@@ -204,9 +245,12 @@ class PlugWork:
                 undo=None if self._shared else self._detach,
                 carries_later=True,
                 phase=ATTACH,
+                inverse=f"detach {disk.provider}/{disk.volume.name}",
+                check=lambda: attachments.check_attach(self._host, disk, exclusive=self._exclusive),
             ),
+            *([Step(name=_PLACE, do=lambda: placed)] if placed is not None else []),
             *(_object_step(monitor, item) for item in shape.objects),
-            Step(name="open the storage", do=self._open, undo=self._close, phase=OPEN),
+            Step(name="open the storage", do=self._open, undo=self._close, phase=OPEN, inverse="close it"),
             *(self._node_step(index, node) for index, node in enumerate(shape.nodes) if index > 0),
             Step(
                 name=f"plug device {names.device}",
@@ -214,6 +258,7 @@ class PlugWork:
                 undo=lambda: remove_device(monitor, names.device),
                 happened=lambda: has_device(monitor, names.device),
                 phase=DEVICE,
+                inverse=f"unplug device {names.device}",
             ),
         ]
 
@@ -231,7 +276,13 @@ class PlugWork:
             undo=lambda: delete_node(self._monitor, name),
             happened=lambda: has_node(self._monitor, name),
             phase=NODES,
+            inverse=f"delete node {name}",
         )
+
+    @property
+    def _capabilities(self) -> Capabilities:
+        assert self._guest is not None  # noqa: S101
+        return self._guest.capabilities
 
     @property
     def _opened(self) -> DiskPlan:
@@ -258,7 +309,7 @@ class PlugWork:
         try:
             await self._add_device(self._disk)
         except CommandRefused:
-            placed = await Places(self._monitor, afresh=True).take(self._wished)
+            placed = await Places(self._monitor, afresh=True).take(self.wished)
             if placed.options.placement == self._disk.options.placement:
                 raise
             self._disk = placed
@@ -269,7 +320,7 @@ class PlugWork:
         try:
             return await Places(self._monitor).take(self._disk)
         except PlugError:
-            return await Places(self._monitor).take(self._wished)
+            return await Places(self._monitor).take(self.wished)
 
     async def _add_device(self, disk: Disk) -> None:
         moved = disk.options.placement != self._opened.options.placement
@@ -290,10 +341,18 @@ class PlugWork:
                 exclusive=self._exclusive,
                 shared=self._shared,
                 cancel=cancel,
-                obstacle=self._obstacle,
+                obstacle=partial(self._obstacle_once_known, cancel),
             )
 
         self._attached = await in_thread(work)
+
+    def _obstacle_once_known(self, cancel: Cancel, location: Location) -> str | None:
+        """Return what speaks against a location once QEMU has told what it can do; called in a thread."""
+        while not self._answered.wait(_LOOK_S):
+            if cancel.is_set:
+                raise PlugError("interrupted")
+        # Without a place there is a step that fails, and says why.
+        return None if self._guest is None else self._obstacle(location)
 
     async def _detach(self) -> None:
         await in_thread(lambda cancel: attachments.detach(self._host, self._disk, cancel=cancel))
@@ -379,4 +438,5 @@ def _object_step(monitor: Monitor, item: dict[str, object]) -> Step:
         undo=lambda: delete_object(monitor, item["id"]),
         happened=lambda: has_object(monitor, item["id"]),
         phase=OBJECTS,
+        inverse=f"delete object {item['id']}",
     )

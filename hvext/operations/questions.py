@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import cast
 
 from hvext.core.capability import Capabilities
 from hvext.core.disk import Disk
@@ -15,14 +14,13 @@ from hvext.core.provider import Provider
 from hvext.core.running import RunningDisk
 from hvext.core.topology import Topology, place_disk
 from hvext.core.value import replace, value_object
-from hvext.errors import HvextError, InputError, PlugError
+from hvext.errors import InputError, PlugError
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
 from hvext.operations.attachments import Obstacle
 from hvext.operations.capabilities import query_capabilities
 from hvext.operations.inspect import (
     all_of,
-    checked,
     glance,
     iothreads,
     memory_is_shared,
@@ -98,34 +96,47 @@ class Questions:
         async def find() -> Provider:
             return host.find(disk.provider)
 
-        self._asked = asyncio.gather(
-            self.places.look([disk]),
-            (running_disk if known else glance)(monitor, disk.names),
-            Guest.ask(monitor),
-            find(),
-            return_exceptions=True,
-        )
+        self._places = asyncio.ensure_future(self.places.look([disk]))
+        self._running = asyncio.ensure_future((running_disk if known else glance)(monitor, disk.names))
+        self._guest = asyncio.ensure_future(Guest.ask(monitor))
+        self._provider = asyncio.ensure_future(find())
 
     async def running(self) -> RunningDisk:
         """Return what the guest has of the disk: that needs none of the other answers."""
-        return cast("RunningDisk", checked((await self._asked)[1:2])[0])
+        return await asyncio.shield(self._running)
 
-    async def rest(self) -> tuple[Guest, Provider]:
-        """Return what else there is to know; raises what was raised when it was asked."""
-        _, _, guest, provider = checked(await self._asked)
-        return guest, provider
+    async def provider(self) -> Provider:
+        """Return the disk's provider; raises ProviderNotFound, ProviderInvalid."""
+        return await asyncio.shield(self._provider)
+
+    async def guest(self) -> Guest:
+        """Return what else there is to know, when ``places`` knows all; raises what was raised when it was asked."""
+        await asyncio.shield(self._places)
+        return await asyncio.shield(self._guest)
+
+    async def end(self, *, now: bool) -> None:
+        """Return when everything is answered, or forgotten when it has to be ``now``."""
+        asked = (self._places, self._running, self._guest, self._provider)
+        if now:
+            for each in asked:
+                each.cancel()
+        # An answer that is still to come would be the first thing that the next client is told.
+        await asyncio.gather(*asked, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
 async def asking(monitor: Monitor, host: ProviderHost, disk: Disk, *, known: bool) -> AsyncIterator[Questions]:
     """Have QEMU think about the questions of a plug in the block; what is not answered at its end is awaited."""
     questions = Questions(monitor, host, disk, known=known)
+    interrupted = False
     try:
         # Each is a task, and has others; then they are on their way.
         with monitor.together():
             for _turn in range(3):
                 await asyncio.sleep(0)
         yield questions
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        interrupted = True
+        raise
     finally:
-        with contextlib.suppress(HvextError):
-            await questions.running()
+        await questions.end(now=interrupted)

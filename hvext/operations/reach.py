@@ -16,11 +16,18 @@ from hvext.operations.vm import AsyncVm, open_vm_async
 
 #: A monitor that is busy with another client does not greet.
 CONNECT_S = 3.0
+#: What stands before libvirt's URI and a domain's name, with a blank between them, in the place of an address.
+LIBVIRT = "libvirt:"
 
 
 def has_ended(record: VmRecord) -> bool:
     """Return whether the QEMU of a VM is known to have ended. One that was never seen, or only over TCP, is not."""
     return record.process is not None and not is_alive(record.process)
+
+
+def is_domain(record: VmRecord) -> bool:
+    """Return whether the last operation on a VM came through libvirt."""
+    return bool(record.monitors) and record.monitors[0].startswith(LIBVIRT)
 
 
 @contextlib.asynccontextmanager

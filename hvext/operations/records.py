@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from hvext.core.disk import Disk
-from hvext.core.record import DiskRecord, Operation, ProcessId, Unfinished, VmRecord, same_volume
-from hvext.errors import InputError, JournalError
+from hvext.core.record import DiskRecord, Operation, ProcessId, Unfinished, VmRecord, same_volume, shown_parameters
+from hvext.errors import InputError, JournalError, PlugError
+from hvext.host.files import resolved_path
 from hvext.host.journal import JournalFolder
 from hvext.host.proc import is_alive, scripts_of
 from hvext.host.process import end_group
@@ -66,6 +67,11 @@ def name_beside(name: str, process: ProcessId) -> str:
     return f"{name}@{process.pid}"
 
 
+def same_storage(one: Disk, other: Disk) -> bool:
+    """Whether two disks are on the same volume, also where the paths among their parameters are spelt differently."""
+    return same_volume(one, other, resolved_path)
+
+
 def users_of(disk: Disk, records: Mapping[str, VmRecord], *, but: str) -> list[str]:
     """Return the names of the VMs that have the volume of ``disk``, other than the one called ``but``.
 
@@ -76,8 +82,23 @@ def users_of(disk: Disk, records: Mapping[str, VmRecord], *, but: str) -> list[s
         for record in records.values()
         if record.name != but
         and (record.process is None or is_alive(record.process))
-        and any(same_volume(disk, other.disk) for other in record.disks.values())
+        and any(same_storage(disk, other.disk) for other in record.disks.values())
     ]
+
+
+def check_twin(disk: Disk, vm: str, there: Iterable[Disk]) -> None:
+    """Raise PlugError when one of the disks that a VM has is on the volume of ``disk``, under other parameters."""
+    for known in there:
+        if known.volume.uuid != disk.volume.uuid and same_storage(known, disk):
+            raise PlugError(
+                f"VM {vm} has {disk.provider}/{disk.volume.name} already, under other parameters",
+                hint=f"its parameters there: {shown_parameters(known)}",
+            )
+
+
+def disks_of(record: VmRecord) -> list[Disk]:
+    """Return the disks of a VM as they are written down."""
+    return [known.disk for known in record.disks.values()]
 
 
 def runs(record: VmRecord) -> bool:
@@ -94,6 +115,16 @@ def owners_of(disks: Sequence[Disk], records: Mapping[str, VmRecord], *, name: s
         and not runs(record)
         and any(disk.volume.uuid in record.disks for disk in disks)
     ]
+
+
+def check_staying(record: VmRecord) -> None:
+    """Raise PlugError once a migration of a VM has begun: its target would not be like the guest any more."""
+    if any(known.leaving for known in record.disks.values()):
+        raise PlugError(
+            f"a migration of VM {record.name} has begun: its target was told of the disks as they are",
+            hint="end it first: hvext migrate and migrate-finish, or hvext migrate-cancel; "
+            "hvext recover settles one that was interrupted",
+        )
 
 
 def waits(operation: Operation, step: str, **details: Any) -> Unfinished:

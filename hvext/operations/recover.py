@@ -9,33 +9,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid as uuid_module
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 
-from hvext.core.audit import left_files, left_objects, owner_of_file, was_sent
+from hvext.core.audit import left_files, was_sent
 from hvext.core.disk import Disk
-from hvext.core.record import DiskRecord, Intent, Operation, Unfinished, VmRecord
+from hvext.core.record import DiskRecord, Intent, Operation, VmRecord
 from hvext.core.running import RunningDisk
 from hvext.core.value import replace, value_object
 from hvext.errors import HvextError, OperationFailed, ScriptFailed
 from hvext.host.journal import JournalFolder
 from hvext.host.private import private_files, remove_private
 from hvext.host.proc import is_alive
-from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import DEFAULT_TIMEOUT_S, connect
 from hvext.operations import attachments, moving
 from hvext.operations.failover import IO_ERROR, fail_over, resume
 from hvext.operations.inspect import running_disks
-from hvext.operations.journal import Journal, broken_records, end_scripts, read_records, users_of
-from hvext.operations.nodes import delete_object, remove_remains
-from hvext.operations.reach import CONNECT_S, has_ended, reach
-from hvext.operations.repoint import without_leftovers
+from hvext.operations.journal import Journal, broken_records, end_scripts, read_records
+from hvext.operations.reach import CONNECT_S, has_ended, is_domain, reach
+from hvext.operations.remains import Way, clean_steps, files_of_nobody, stays_attached, unused_of, way_of
 from hvext.operations.resize import resize
 from hvext.operations.steps import Report, Step, carry_out, may_have_done, silent
+from hvext.operations.telling import telling
 from hvext.operations.threads import in_thread
 from hvext.operations.unplug import DEFAULT_TIMEOUT_S as UNPLUG_S
-from hvext.operations.unplug import UnplugState, unplug_and_detach
+from hvext.operations.unplug import UnplugState, detach_step, unplug_and_detach
 from hvext.operations.vm import AsyncVm, open_vm_async
 
 
@@ -98,7 +97,8 @@ async def recover(
     for record in read_records(folder).values():
         if record.name in seen or not (everything or record.name in (*names, *gone)):
             continue
-        if has_ended(record) or record.name in gone:
+        # libvirt's domains go on having the disks that they are configured with.
+        if (has_ended(record) and not is_domain(record)) or record.name in gone:
             done += [item async for item in _recover_ended(record, host, folder, report, gone=record.name in gone)]
         else:
             done += await _recover_reachable(record, host, folder, timeout_s, report, in_use)
@@ -118,6 +118,11 @@ async def _recover_reachable(
     report: Report,
     in_use: set[uuid_module.UUID],
 ) -> list[Recovered]:
+    if is_domain(record):
+        # Only where there are such: it loads all that works with libvirt.
+        from hvext.operations.domains.recovery import recover_domain
+
+        return await recover_domain(record, host, folder, report)
     try:
         async with reach(record, folder=folder, host=host, timeout_s=timeout_s, report=report) as vm:
             return [item async for item in recover_vm(vm, in_use)]
@@ -145,7 +150,8 @@ async def recover_vm(vm: AsyncVm, in_use: set[uuid_module.UUID] | None = None) -
                 continue
             work = _Disk(vm, uuid, record.disks.get(uuid), running.get(uuid))
             try:
-                outcome = await work.recover()
+                with telling("operation", vm=record.name, disk=str(uuid), operation="recover"):
+                    outcome = await work.recover()
             except HvextError as error:
                 yield Recovered(
                     vm=record.name,
@@ -190,46 +196,39 @@ class _Disk:
 
     async def recover(self) -> tuple[Outcome, str] | None:
         """Do what has to be done; None when that was nothing."""
-        known = self._known
+        known, way = self._known, way_of(self._known, in_guest=self._device is not None)
         if known is None:
             return await self._clean("nobody wrote down which disk it is")
         end_scripts(known)
-        if known.intent is Intent.ABSENT:
+        if way is Way.UNPLUG:
             return await self._unplug()
-        if self._device is None:
+        if way is Way.TAKE_BACK:
             return await self._take_back()
         cleaned = await self._clean("")
-        if known.unfinished is None:
+        if way is Way.CLEAN:
             return cleaned
-        if known.unfinished.operation is Operation.FAIL_OVER:
+        if way is Way.FAIL_OVER:
             return await self._fail_over()
-        return await self._finish(known)
+        if way is Way.RESIZE:
+            return await self._resize()
+        self._ended(Intent.PRESENT)
+        return Outcome.FINISHED, f"{self.words}: the disk is whole"
 
     async def _clean(self, why: str) -> tuple[Outcome, str] | None:
         """Remove what nothing uses."""
         running = self._running
         if running is None:
             return None
-        if running.device is None:
-            left = running.node_names + running.objects + ((running.chardev,) if running.chardev else ())
-            await self._carry_out("remove its nodes and objects", lambda: remove_remains(self._vm.monitor, running))
-        else:
-            left = running.leftovers + left_objects(running)
-            if left:
-                await self._carry_out("remove its unused nodes and objects", lambda: self._remove_unused(running))
+        left = unused_of(running)
+        await self._carry_out(clean_steps(self._vm.monitor, running))
+        if running.device is not None:
             files = [name for name in left_files(private_files(), running) if remove_private(name)]
             left += tuple(files)
         words = f"removed {', '.join(left)}"
         return (Outcome.UNDONE, f"{words} ({why})" if why else words) if left else None
 
-    async def _remove_unused(self, running: RunningDisk) -> None:
-        if running.leftovers:
-            running = await without_leftovers(self._vm.monitor, running)
-        for name in left_objects(running):
-            await delete_object(self._vm.monitor, name)
-
-    async def _carry_out(self, name: str, do: Callable[[], Awaitable[object]]) -> None:
-        await carry_out(f"recover {self.words}", [Step(name=name, do=do)], report=self._vm.report)
+    async def _carry_out(self, steps: Sequence[Step]) -> None:
+        await carry_out(f"recover {self.words}", steps, report=self._vm.report)
 
     def _disk(self) -> Disk:
         """The disk with its secrets; raises JournalError."""
@@ -245,7 +244,7 @@ class _Disk:
             disk,
             timeout_s=UNPLUG_S,
             attached=self._known is None or self._known.attached,
-            shared=_stays(self._known, disk, self._vm.journal),
+            shared=stays_attached(self._known, disk, read_records(self._vm.journal.folder), self._vm.journal.name),
             report=self._vm.report,
         )
         if result.finished:
@@ -260,20 +259,14 @@ class _Disk:
         """The disk did not get into the guest, or is not there any more."""
         running = self._running
         if running is not None:
-            await self._carry_out("remove its nodes and objects", lambda: remove_remains(self._vm.monitor, running))
+            await self._carry_out(clean_steps(self._vm.monitor, running))
         became = await _let_go(self._known, self._disk(), self._vm.host, self._vm.journal, self._vm.report)
         return Outcome.UNDONE, f"{self.words}: not in the guest, {became}"
 
-    async def _finish(self, known: DiskRecord) -> tuple[Outcome, str]:
-        work = known.unfinished
-        assert work is not None  # noqa: S101
-        if work.operation is Operation.RESIZE:
-            return await self._resize(work)
-        self._ended(Intent.PRESENT)
-        return Outcome.FINISHED, f"{self.words}: the disk is whole"
-
-    async def _resize(self, work: Unfinished) -> tuple[Outcome, str]:
+    async def _resize(self) -> tuple[Outcome, str]:
         """Resize a disk again. A provider that refuses to grow its volume leaves a disk of the size it had."""
+        work = self._known.unfinished if self._known else None
+        assert work is not None  # noqa: S101
         before = work.details.get("old_size_mib")
         try:
             result = await resize(
@@ -312,7 +305,11 @@ class _Disk:
     def _ended(self, intent: Intent) -> None:
         journal = self._vm.journal
         known = journal.record.disks[self._uuid]
-        journal.write(journal.record.with_disk(replace(known, intent=intent, unfinished=None)))
+        work = known.unfinished
+        # Whether an interrupted move was done, nobody knows any more, let alone when.
+        moving = work is not None and work.operation in (Operation.REPOINT, Operation.FAIL_OVER)
+        since = None if moving else known.since
+        journal.write(journal.record.with_disk(replace(known, intent=intent, unfinished=None, since=since)))
 
 
 async def _recover_ended(
@@ -330,7 +327,7 @@ async def _recover_ended(
         if not gone and not has_ended(found):
             # It was started again meanwhile.
             return
-        if address := await _still_has_them(found):
+        if address := await still_has_them(found):
             words = f"the QEMU at {address} has disks of it: nothing is taken from it"
             hint = f"hvext recover --qmp {address} looks at it"
             yield Recovered(vm=record.name, outcome=Outcome.LEFT, words=words, hint=hint)
@@ -341,7 +338,7 @@ async def _recover_ended(
                 yield await _abandoned(known, host, journal, report, "QEMU has ended")
 
 
-async def _still_has_them(record: VmRecord) -> str:
+async def still_has_them(record: VmRecord) -> str:
     """Return the monitor of a QEMU that has disks of a VM which is thought to have ended; empty when there is none.
 
     Its process is told by the socket, and behind a proxy that is the proxy's; and it may have been started again.
@@ -369,12 +366,18 @@ async def _recover_start(
             work = known.unfinished
             if work is None or work.by is None:
                 continue
-            if work.operation is Operation.START:
+            if of_broken_start(known):
                 yield await _abandoned(known, host, journal, report, "QEMU was not started")
             else:
                 words = f"{work.operation} of {known.words}: {error.message}"
                 hint = f"when its QEMU was never started, or has ended: hvext recover --gone {record.name}"
                 yield Recovered(vm=record.name, uuid=uuid, outcome=Outcome.LEFT, words=words, hint=hint)
+
+
+def of_broken_start(known: DiskRecord) -> bool:
+    """Whether a disk is of a start that was interrupted: nobody has its arguments."""
+    work = known.unfinished
+    return work is not None and work.by is not None and work.operation is Operation.START
 
 
 async def _abandoned(known: DiskRecord, host: ProviderHost, journal: Journal, report: Report, why: str) -> Recovered:
@@ -392,24 +395,13 @@ async def _abandoned(known: DiskRecord, host: ProviderHost, journal: Journal, re
 
 async def _let_go(known: DiskRecord | None, disk: Disk, host: ProviderHost, journal: Journal, report: Report) -> str:
     """Detach a volume that QEMU has let go of, forget the disk, and say what became of the volume."""
-
-    def detach(cancel: Cancel) -> None:
-        attachments.detach(host, disk, cancel=cancel)
-
-    stays = _stays(known, disk, journal)
+    stays = stays_attached(known, disk, read_records(journal.folder), journal.name)
     if stays:
         remove_private(disk.names.root)
     else:
-        step = Step(name=f"detach {disk.provider}/{disk.volume.name}", do=lambda: in_thread(detach))
-        await carry_out(f"recover {disk.provider}/{disk.volume.name}", [step], report=report)
+        await carry_out(f"recover {disk.provider}/{disk.volume.name}", [detach_step(host, disk)], report=report)
     journal.forget(disk.volume.uuid)
     return "its volume stays attached, as wished or for another VM" if stays else "volume detached"
-
-
-def _stays(known: DiskRecord | None, disk: Disk, journal: Journal) -> bool:
-    """Whether a volume stays attached: because the caller wished it, or for other VMs of this host."""
-    users = users_of(disk, read_records(journal.folder), but=journal.name)
-    return bool(users) or (known is not None and known.stays_attached)
 
 
 def _recover_files(folder: JournalFolder, in_use: set[uuid_module.UUID]) -> list[Recovered]:
@@ -418,10 +410,7 @@ def _recover_files(folder: JournalFolder, in_use: set[uuid_module.UUID]) -> list
     # Nobody writes a disk down meanwhile, and so makes no file for it.
     with folder.comparing():
         known = {uuid for record in read_records(folder).values() for uuid in record.disks}
-        for name in private_files():
-            owner = owner_of_file(name)
-            if owner is None or owner.uuid in known | in_use:
-                continue
+        for name, uuid in files_of_nobody(known | in_use):
             removed = ", ".join(remove_private(name))
-            done.append(Recovered(vm="", uuid=owner.uuid, outcome=Outcome.UNDONE, words=f"removed {removed}"))
+            done.append(Recovered(vm="", uuid=uuid, outcome=Outcome.UNDONE, words=f"removed {removed}"))
     return done

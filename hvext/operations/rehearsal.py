@@ -18,12 +18,13 @@ import tempfile
 from functools import partial
 from pathlib import Path
 from shutil import which
+from typing import Protocol
 
 from hvext.core.uri.location import Location, Needs
 from hvext.core.uri.nbd import NbdLocation
 from hvext.errors import CommandRefused, CommandTimeout, MonitorError, ProgramError, QemuError
 from hvext.host.machine import StorageDaemon, start_storage_daemon
-from hvext.host.qmp import Monitor, connect
+from hvext.host.qmp import connect
 from hvext.operations.threads import in_thread
 
 #: Long enough for a login over a slow line; far less than what QEMU's own client libraries wait.
@@ -38,7 +39,19 @@ _SLOW_TO_CLOSE = ("gluster",)
 _VARIABLES = ("SSH_AUTH_SOCK",)
 
 
-async def rehearse(monitor: Monitor, location: Location, needs: Needs, node: dict[str, object]) -> None:
+class Client(Protocol):
+    """Whose storage it is to become: the process of a QEMU, and the id of the user that runs it, where it is known."""
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the process."""
+
+    @property
+    def owner(self) -> int | None:
+        """The user's id."""
+
+
+async def rehearse(monitor: Client, location: Location, needs: Needs, node: dict[str, object]) -> None:
     """Open a protocol node beside the running QEMU, and close it again; nothing for drivers that need no care.
 
     ``needs`` and ``node`` are what the running QEMU will be given; the private files are there already. Raises
@@ -82,13 +95,13 @@ async def _opened(socket: str, location: Location, needs: Needs, node: dict[str,
             await daemon.execute("blockdev-del", {"node-name": node["node-name"]})
 
 
-def _wants_care(location: Location, monitor: Monitor) -> bool:
+def _wants_care(location: Location, monitor: Client) -> bool:
     if location.driver in _BY_USER and monitor.owner != os.geteuid():
         return False
     return location.driver in _DRIVERS or (isinstance(location, NbdLocation) and location.tls is not None)
 
 
-def _start(running: list[StorageDaemon], program: str, folder: str, monitor: Monitor, _cancel: object) -> None:
+def _start(running: list[StorageDaemon], program: str, folder: str, monitor: Client, _cancel: object) -> None:
     """Start the daemon and put it into ``running``, so that it is ended whatever happens to who waits for it."""
     words = ["--chardev", f"socket,id=qmp,path={folder}/qmp,server=on,wait=off", "--monitor", "chardev=qmp"]
     running.append(

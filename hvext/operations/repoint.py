@@ -64,9 +64,7 @@ async def repoint(monitor: Monitor, names: DiskNames, location: Location, *, rep
     if (refusal := await location_obstacle(monitor, disk, location)) is not None:
         raise refusal
     target = location.words
-    # QEMU does not report TLS: whether there are credentials tells it.
-    needs = location.needs(Companions())
-    changed = disk.protocol.location != location.reported or bool(needs.objects) != disk.has_companions
+    changed = not is_at(disk, location)
     before = disk.protocol.where
     if changed:
         await exchange(monitor, disk, location, exact_size=True, report=report)
@@ -77,6 +75,13 @@ async def repoint(monitor: Monitor, names: DiskNames, location: Location, *, rep
         after=target if changed else before,
         size_bytes=disk.root.size_bytes,
     )
+
+
+def is_at(disk: Movable, location: Location) -> bool:
+    """Whether a disk's storage is at a location, as far as QEMU reports that."""
+    # QEMU does not report TLS: whether there are credentials tells it.
+    needs = location.needs(Companions())
+    return disk.protocol.location == location.reported and bool(needs.objects) == disk.has_companions
 
 
 async def repoint_to_first(
@@ -154,10 +159,24 @@ async def exchange(
     With ``exact_size`` the new storage must have the disk's size, else at least that. Raises RepointRefused before
     anything is changed, OperationFailed after everything was undone, or when only the old node could not be deleted.
     """
-    root, old, names = disk.root, disk.protocol, disk.running.names
+    steps, close = await exchange_steps(monitor, disk, location, exact_size=exact_size)
+    names, target = disk.running.names, location.words
+    await carry_out(f"move disk {names.uuid} to {target}", steps, report=report)
+    # The move is done: a node that stays is no reason to go back, and the next move removes it.
+    words = f"finish the move of disk {names.uuid} to {target}, where it is now"
+    await tidy_up(words, close, leaves=[disk.protocol.name], report=report)
+
+
+async def exchange_steps(
+    monitor: Monitor, disk: Movable, location: Location, *, exact_size: bool
+) -> tuple[Sequence[Step], Step]:
+    """Return the steps of ``exchange``, and the one that closes the old storage when they are done; changes nothing.
+
+    Raises RepointRefused, CapabilityError, InputError.
+    """
+    root, old = disk.root, disk.protocol
     check_can_move(disk)
     new = await opening(monitor, disk, location, exact_size=exact_size)
-    target = location.words
 
     def reopen(protocol: str, *, direct: bool) -> dict[str, object]:
         options = raw_node_of(
@@ -182,14 +201,11 @@ async def exchange(
         # What the old node's client has in its cache may be older than what was written since.
         undo=None if old.cached_by_client else go_back,
         happened=stands_on_new,
+        inverse="switch back",
     )
-    await carry_out(f"move disk {names.uuid} to {target}", [*new.steps, switch], report=report)
 
-    # The move is done: a node that stays is no reason to go back, and the next move removes it.
     async def close_old() -> None:
         await delete_node(monitor, old.name)
         await remove_needs(monitor, old.name)
 
-    close = Step(name=f"close {old.where}", do=close_old)
-    words = f"finish the move of disk {names.uuid} to {target}, where it is now"
-    await tidy_up(words, close, leaves=[old.name], report=report)
+    return [*new.steps, switch], Step(name=f"close {old.where}", do=close_old, one_way=True)

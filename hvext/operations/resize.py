@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
+from hvext.core.running import Node, RunningDisk
 from hvext.core.uri import Location
 from hvext.core.uri.location import Companions
 from hvext.core.value import value_object
@@ -27,6 +28,8 @@ from hvext.operations.threads import in_thread
 from hvext.operations.volumes import Grown, grow_volume
 
 MIB = 1 << 20
+#: The names of a resize's last steps.
+TELL, CHECK = "tell the guest", "check the size"
 
 
 @value_object
@@ -71,32 +74,15 @@ async def resize(
     RepointRefused, OperationFailed.
     """
     check_size_mib(new_size_mib, "new size")
-    if (await running_disk(monitor, disk.names)).behind_vhost_user:
-        raise RepointRefused(
-            f"disk {disk.names.uuid} is served over vhost-user: its size is the server's affair",
-            hint="grow the volume with hvext grow, then unplug the disk and plug it again",
-        )
+    check_has_size(await running_disk(monitor, disk.names))
     found = await movable(monitor, disk.names)
-    if found.root.read_only:
-        raise InputError(f"disk {disk.names.uuid} is read-only: QEMU does not resize it")
+    check_can_grow(found, new_size_mib)
     before = found.top.size_bytes
     offered = await _offered(host, disk, found)
-    _fresh_location(found, offered)
+    fresh_location(found, offered)
     old_mib = before // MIB if old_size_mib is None else check_size_mib(old_size_mib, "old size")
-    if new_size_mib * MIB < before:
-        raise InputError(f"the disk has {_mib(before)}; {new_size_mib} MiB would shrink it", hint="disks can only grow")
-    grown: Grown | None = None
-
-    async def grow() -> None:
-        nonlocal grown
-
-        def work(cancel: Cancel) -> Grown:
-            return grow_volume(host, disk, old_size_mib=old_mib, new_size_mib=new_size_mib, cancel=cancel)
-
-        grown = await in_thread(work)
-
-    steps = [Step(name=f"grow {disk.provider}/{disk.volume.name} to {new_size_mib} MiB", do=grow)]
-    await carry_out(f"resize disk {disk.names.uuid}", steps, report=report)
+    growing = Growing(host, disk, old_mib, new_size_mib)
+    await carry_out(f"resize disk {disk.names.uuid}", [growing.step()], report=report)
     try:
         after = await show_size(monitor, disk.names, new_size_mib * MIB, offered=offered, report=report)
     except OperationFailed as error:
@@ -112,8 +98,50 @@ async def resize(
         device=disk.names.device,
         before_bytes=before,
         after_bytes=after,
-        volume_grown=grown is not None and grown.changed,
+        volume_grown=growing.changed,
     )
+
+
+class Growing:
+    """The first step of a resize: the provider grows the volume. ``changed`` is False while it has not."""
+
+    def __init__(self, host: ProviderHost, disk: Disk, old_size_mib: int, new_size_mib: int) -> None:
+        self._host = host
+        self._disk = disk
+        self._old_mib = old_size_mib
+        self._new_mib = new_size_mib
+        self.changed = False
+
+    def step(self) -> Step:
+        """Return the step; a volume that has grown stays grown."""
+        name = f"grow {self._disk.provider}/{self._disk.volume.name} to {self._new_mib} MiB"
+        return Step(name=name, do=self._grow, one_way=True, check=lambda: self._host.find(self._disk.provider))
+
+    async def _grow(self) -> None:
+        def work(cancel: Cancel) -> Grown:
+            return grow_volume(
+                self._host, self._disk, old_size_mib=self._old_mib, new_size_mib=self._new_mib, cancel=cancel
+            )
+
+        self.changed = (await in_thread(work)).changed
+
+
+def check_has_size(running: RunningDisk) -> None:
+    """Raise RepointRefused for a disk whose size is not QEMU's affair."""
+    if running.behind_vhost_user:
+        raise RepointRefused(
+            f"disk {running.names.uuid} is served over vhost-user: its size is the server's affair",
+            hint="grow the volume with hvext grow, then unplug the disk and plug it again",
+        )
+
+
+def check_can_grow(found: Movable, new_size_mib: int) -> None:
+    """Raise InputError for a disk that QEMU does not resize, and for a size that is smaller than it has."""
+    before = found.top.size_bytes
+    if found.root.read_only:
+        raise InputError(f"disk {found.running.names.uuid} is read-only: QEMU does not resize it")
+    if new_size_mib * MIB < before:
+        raise InputError(f"the disk has {_mib(before)}; {new_size_mib} MiB would shrink it", hint="disks can only grow")
 
 
 async def _offered(host: ProviderHost, disk: Disk, found: Movable) -> Location | None:
@@ -139,7 +167,7 @@ async def _offered(host: ProviderHost, disk: Disk, found: Movable) -> Location |
     )
 
 
-def _fresh_location(disk: Movable, offered: Location | None) -> Location | None:
+def fresh_location(disk: Movable, offered: Location | None) -> Location | None:
     """Return where the storage has to be opened afresh to see a new size; None where the open node sees it.
 
     Raises RepointRefused when that cannot be done.
@@ -182,29 +210,42 @@ async def show_size(
     old, top = disk.protocol, disk.top
     if top.size_bytes >= size_bytes and old.size_bytes >= size_bytes:
         return top.size_bytes
-    fresh = _fresh_location(disk, offered) if old.size_bytes < size_bytes else None
+    fresh = fresh_location(disk, offered) if old.size_bytes < size_bytes else None
     if fresh is not None:
         await exchange(monitor, disk, fresh, exact_size=False, report=report)
-    seen = 0
+    telling = TellingSize(monitor, names, old, top, size_bytes)
+    await carry_out(f"resize disk {names.uuid}", telling.steps(), report=report)
+    return telling.seen_bytes
 
-    async def resize_node() -> None:
+
+class TellingSize:
+    """The last steps of a resize: the guest is told, and the disk looked at. ``seen_bytes`` is what it sees then."""
+
+    def __init__(self, monitor: Monitor, names: DiskNames, storage: Node, top: Node, size_bytes: int) -> None:
+        self._monitor = monitor
+        self._names = names
+        self._storage = storage
+        self._top = top
+        self._size_bytes = size_bytes
+        self.seen_bytes = 0
+
+    def steps(self) -> list[Step]:
+        """Return the steps."""
+        return [Step(name=TELL, do=self._tell, one_way=True), Step(name=CHECK, do=self._check)]
+
+    async def _tell(self) -> None:
         # The guest sees the size of the top node; a resize below a throttle filter does not reach it.
         try:
-            await monitor.execute("block_resize", {"node-name": top.name, "size": size_bytes})
+            await self._monitor.execute("block_resize", {"node-name": self._top.name, "size": self._size_bytes})
         except CommandRefused as error:
             if "Cannot grow" not in error.description:
                 raise
             raise QemuError(
-                f"{old.where} has not grown to {_mib(size_bytes)}",
+                f"{self._storage.where} has not grown to {_mib(self._size_bytes)}",
                 hint="the provider's grow must make the block device larger, too (losetup -c, rbd resize, lvextend …)",
             ) from error
 
-    async def check() -> None:
-        nonlocal seen
-        seen = (await movable(monitor, names)).top.size_bytes
-        if seen < size_bytes:
-            raise QemuError(f"the disk has {seen} bytes after block_resize to {size_bytes}")
-
-    steps = [Step(name="tell the guest", do=resize_node), Step(name="check the size", do=check)]
-    await carry_out(f"resize disk {names.uuid}", steps, report=report)
-    return seen
+    async def _check(self) -> None:
+        self.seen_bytes = (await movable(self._monitor, self._names)).top.size_bytes
+        if self.seen_bytes < self._size_bytes:
+            raise QemuError(f"the disk has {self.seen_bytes} bytes after block_resize to {self._size_bytes}")

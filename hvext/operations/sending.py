@@ -117,9 +117,18 @@ class Sending:
         self._stopped_at = 0.0
         self._paused_ms: float | None = None
 
+    def steps(self) -> list[Step]:
+        """Return what sends the guest; with the target's monitor at hand, also what lets it run there."""
+        resume = [] if self.target is None else [self.resume_step()]
+        return [self.prepare_step(), self.send_step(), *resume]
+
+    def move_steps(self) -> list[Step]:
+        """Return what sends the guest and lets it run, for a target whose monitor is known by then."""
+        return [self.send_step(), self.resume_step()]
+
     def prepare_step(self) -> Step:
         """Switch on what the source needs."""
-        return Step(name="prepare the source", do=self._prepare, undo=self._restore)
+        return Step(name="prepare the source", do=self._prepare, undo=self._restore, inverse="switch it back")
 
     async def _prepare(self) -> None:
         self._capabilities = await set_capabilities(self.source, SOURCE_CAPABILITIES)
@@ -131,11 +140,17 @@ class Sending:
 
     def send_step(self) -> Step:
         """Send the guest; afterwards the source's must never run again."""
-        return Step(name="send the guest to the target", do=self._send, undo=self._stay, carries_later=True)
+        return Step(
+            name="send the guest to the target",
+            do=self._send,
+            undo=self._stay,
+            carries_later=True,
+            inverse="cancel: it runs on here",
+        )
 
     def resume_step(self) -> Step:
         """Let the guest run on the target."""
-        return Step(name="let the guest run on the target", do=self._arrive, happened=self._arrived)
+        return Step(name="let the guest run on the target", do=self._arrive, happened=self._arrived, one_way=True)
 
     async def _send(self) -> None:
         try:
@@ -222,7 +237,7 @@ class SourceEnd:
 
     def end_steps(self) -> list[Step]:
         """The step that ends it, if it is to be ended."""
-        return [] if self._keep else [Step(name="end the source's QEMU", do=self._end)]
+        return [] if self._keep else [Step(name="end the source's QEMU", do=self._end, one_way=True)]
 
     async def _end(self) -> None:
         try:

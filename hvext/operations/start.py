@@ -8,21 +8,25 @@ from collections.abc import Iterator, Sequence
 from hvext.core.command_line import blockdev_argv, drive_argv
 from hvext.core.device import SHARED_CONTROLLER
 from hvext.core.disk import Disk
+from hvext.core.identity import DiskNames
 from hvext.core.options import DeviceModel
 from hvext.core.plan import DiskPlan, controller_iothread, plan_disk
 from hvext.core.record import Intent, Operation
 from hvext.core.secret import is_secret_name
 from hvext.core.value import replace, value_object
-from hvext.errors import InputError, OperationFailed
+from hvext.errors import HvextError, InputError, OperationFailed
 from hvext.host.journal import JournalFolder
 from hvext.host.private import private_folder, write_private
 from hvext.host.proc import is_alive
 from hvext.host.provider import ProviderHost
 from hvext.operations import attachments
+from hvext.operations.acts import Act, perform
 from hvext.operations.attachments import Attached
-from hvext.operations.journal import Journal, forget_ended, owners_of, read_records, users_of, waits
+from hvext.operations.journal import Journal, forget_ended, owners_of, read_records, taken, users_of, waits
 from hvext.operations.openable import check_plan, openable
 from hvext.operations.outcome import Report, silent
+from hvext.operations.records import check_twin
+from hvext.operations.telling import named, telling
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,59 +140,118 @@ def start_disks(
     an iothread of its own. When anything fails, all volumes are let go again. Raises OperationFailed, JournalError, and
     InputError and PlugError before anything is attached.
     """
-    sharing = [disk for disk in disks if _is_scsi(disk) and disk.options.placement.bus is None]
-    placed = _placed(disks, sharing)
-    check_disks(placed)
-    if not placed:
+    work = Starting(host, disks, exclusive=exclusive, capabilities=capabilities, name=name, state=state)
+    if not work.disks:
         return Start(disks=())
-    journal = _journal(JournalFolder(state), name, placed[0])
-    with journal.locked_now(), contextlib.ExitStack() as entries:
-        begun = [
-            entries.enter_context(
-                journal.begin(Operation.START, disk, intent=Intent.PRESENT, exclusive=bool(exclusive)).written_down()
-            )
-            for disk in placed
-        ]
-        notes = [entry.reporter() for entry in begun]
+    return work.carry_out(report)
+
+
+class Starting:
+    """One start in progress: what its acts hand to each other. ``disks`` have their places. Raises InputError."""
+
+    def __init__(
+        self,
+        host: ProviderHost,
+        disks: Sequence[Disk],
+        *,
+        exclusive: bool | None,
+        capabilities: Capabilities | None = None,
+        name: str | None,
+        state: str | None = None,
+    ) -> None:
+        self._host = host
+        self._exclusive = exclusive
+        self._capabilities = capabilities
+        self._sharing = [disk for disk in disks if _is_scsi(disk) and disk.options.placement.bus is None]
+        self.disks = _placed(disks, self._sharing)
+        check_disks(self.disks)
+        for disk in self.disks:
+            check_twin(disk, name or "to be started", self.disks)
+        self._folder = JournalFolder(state)
+        self._name = name
         # Of a start whose QEMU is still to come, or has come: it goes on having them.
-        had = {disk.names for disk, entry in zip(placed, begun, strict=True) if entry.before is not None}
+        self._had: set[DiskNames] = set()
+        self._attached: list[Attached] = []
+        self._start = Start(disks=())
 
-        def step(words: str) -> None:
-            with journal.at_once():
-                for note in notes:
-                    note(words)
-            report(words)
+    def acts(self) -> list[Act]:
+        """Return what is done."""
+        return [
+            Act(name="attach the volumes", do=self._attach, inverse="detach them"),
+            Act(name="write the private files", do=self._prepare, inverse="remove them"),
+        ]
 
-        step("attach the volumes")
-        attached = attachments.attach_all(
-            journal.host(host),
-            placed,
-            exclusive=exclusive,
-            obstacle=lambda disk: openable(capabilities, disk.names, disk.options),
-            shared=lambda disk: disk.names in had,
-        )
-        try:
-            step("write the private files")
-            start = Start(disks=tuple(_prepared(attached, sharing)))
-            for prepared in start.disks:
-                if capabilities is not None:
-                    check_plan(capabilities, prepared.plan)
-                write_private(prepared.plan.needs.files)
-            # Volumes that are opened for shared access are those of a guest that is still to come.
-            waiting = None if exclusive else waits(Operation.MIGRATE, "waits for its guest", incoming=True)
-            with journal.at_once():
+    def check(self) -> None:
+        """Raise what is known to speak against the start; nothing is done for that."""
+        records = read_records(self._folder)
+        journal = _journal(self._folder, self._name, self.disks[0])
+        for disk in self.disks:
+            users = users_of(disk, records, but=journal.name)
+            if self._exclusive and users:
+                raise taken(_words(disk), users[0])
+        attachments.check_all(self._host, self.disks, exclusive=self._exclusive)
+
+    def carry_out(self, report: Report) -> Start:
+        """Do it, written down; whatever fails, all volumes are let go again."""
+        journal = _journal(self._folder, self._name, self.disks[0])
+        told = telling("operation", begins=True, vm=journal.name, operation=str(Operation.START), **named(self.disks))
+        with told, journal.locked_now(), contextlib.ExitStack() as entries:
+            begun = [
+                entries.enter_context(
+                    journal.begin(
+                        Operation.START, disk, intent=Intent.PRESENT, exclusive=bool(self._exclusive)
+                    ).written_down()
+                )
+                for disk in self.disks
+            ]
+            notes = [entry.reporter() for entry in begun]
+            self._had = {disk.names for disk, entry in zip(self.disks, begun, strict=True) if entry.before is not None}
+            self._host = journal.host(self._host)
+
+            def step(words: str) -> None:
+                with journal.at_once():
+                    for note in notes:
+                        note(words)
+                report(words)
+
+            attach, prepare = self.acts()
+            perform([attach], report=step)
+            try:
+                perform([prepare], report=step)
+                # Volumes that are opened for shared access are those of a guest that is still to come.
+                waiting = None if self._exclusive else waits(Operation.MIGRATE, "waits for its guest", incoming=True)
+                with journal.at_once():
+                    for entry in begun:
+                        entry.end(waiting=waiting)
+            except BaseException as error:
+                self._take_back(error)
                 for entry in begun:
-                    entry.end(waiting=waiting)
-        except BaseException as error:
-            new = [item.disk for item in attached if item.disk.names not in had]
-            if left := attachments.detach_all(host, new):
-                raise OperationFailed(
-                    f"cannot plan the disks: {error}; NOT detached: {'; '.join(left)}", step="plan", left=left
-                ) from error
-            for entry in begun:
-                entry.revert()
-            raise
-    return start
+                    entry.revert()
+                raise
+        return self._start
+
+    def _attach(self) -> None:
+        self._attached = attachments.attach_all(
+            self._host,
+            self.disks,
+            exclusive=self._exclusive,
+            obstacle=lambda disk: openable(self._capabilities, disk.names, disk.options),
+            shared=lambda disk: disk.names in self._had,
+        )
+
+    def _prepare(self) -> None:
+        self._start = Start(disks=tuple(_prepared(self._attached, self._sharing)))
+        for prepared in self._start.disks:
+            if self._capabilities is not None:
+                check_plan(self._capabilities, prepared.plan)
+            write_private(prepared.plan.needs.files)
+
+    def _take_back(self, error: BaseException) -> None:
+        new = [item.disk for item in self._attached if item.disk.names not in self._had]
+        if left := attachments.detach_all(self._host, new):
+            raise OperationFailed(
+                f"cannot plan the disks: {error}; NOT detached: {'; '.join(left)}", step="plan", left=left
+            ) from error
 
 
 def _journal(folder: JournalFolder, name: str | None, first: Disk) -> Journal:
@@ -296,6 +359,7 @@ def stop_disks(
     name: str | None = None,
     state: str | None = None,
     close: bool = False,
+    report: Report = silent,
 ) -> list[str]:
     """Detach the volumes of an instance that has ended, side by side; return what went wrong.
 
@@ -304,29 +368,69 @@ def stop_disks(
     A volume that a running VM of this host has stays attached, and is among them. ``name`` is the VM's in the journal;
     without one, the disks are forgotten by every VM whose QEMU does not run. Raises JournalError.
     """
-    folder = JournalFolder(state)
-    records = read_records(folder)
-    owners = owners_of(disks, records, name=name)
-    kept = {
-        disk.names: users
-        for disk in disks
-        if (users := [user for user in users_of(disk, records, but="") if user not in owners])
-    }
-    free = [disk for disk in disks if disk.names not in kept]
-    left: list[str] = []
-    if close:
+    work = Stopping(host, disks, name=name, state=state, close=close)
+    perform(work.acts(), report=report)
+    return work.left
+
+
+class Stopping:
+    """The end of an instance's volumes. ``left`` says what went wrong, and who has those that stay."""
+
+    def __init__(
+        self, host: ProviderHost, disks: Sequence[Disk], *, name: str | None, state: str | None = None, close: bool
+    ) -> None:
+        self._host = host
+        self._name = name
+        self._folder = JournalFolder(state)
+        self._close = close
+        records = read_records(self._folder)
+        self._owners = owners = owners_of(disks, records, name=name)
+        users = {disk.names: [user for user in users_of(disk, records, but="") if user not in owners] for disk in disks}
+        self._free = [disk for disk in disks if not users[disk.names]]
+        self._kept = tuple(
+            f"{_words(disk)}: stays attached, VM {users[disk.names][0]} on this host has it"
+            for disk in disks
+            if users[disk.names]
+        )
+        self._wrong: list[str] = []
+
+    @property
+    def left(self) -> list[str]:
+        """What is left to do, in words."""
+        return [*self._wrong, *self._kept]
+
+    def refused(self) -> list[str]:
+        """Return what is known to be ``left`` without doing anything."""
+        wrong = []
+        for disk in self._free:
+            try:
+                self._host.find(disk.provider)
+            except HvextError as error:
+                wrong.append(f"{_words(disk)}: {error}")
+        return [*wrong, *self._kept]
+
+    def acts(self) -> list[Act]:
+        """Return what is done; what fails for a volume is said in ``left``, and the others go on."""
+        if not self._free:
+            return []
+        volumes = ", ".join(_words(disk) for disk in self._free)
+        close = Act(name=f"close {volumes}", do=self._close_all, inverse=f"open {volumes}")
+        detach = Act(name=f"detach {volumes}", do=self._detach, inverse=f"attach {volumes}")
+        forget = Act(name=f"forget them as disks of VM {', '.join(self._owners)}", do=self._forget, one_way=True)
+        return [*([close] if self._close else []), detach, *([forget] if self._owners else [])]
+
+    def _close_all(self) -> None:
         # Only at the end of a migration; a start would load all of it.
         from hvext.operations.handover import close_all
 
-        left = close_all(host, free)
-    left += attachments.detach_all(host, free)
-    failed = [disk for disk in disks if any(words.startswith(f"{_words(disk)}:") for words in left)]
-    forget_ended([disk for disk in disks if disk not in failed], folder, name=name)
-    return left + [
-        f"{_words(disk)}: stays attached, VM {kept[disk.names][0]} on this host has it"
-        for disk in disks
-        if disk.names in kept
-    ]
+        self._wrong += close_all(self._host, self._free)
+
+    def _detach(self) -> None:
+        self._wrong += attachments.detach_all(self._host, self._free)
+
+    def _forget(self) -> None:
+        failed = [disk for disk in self._free if any(words.startswith(f"{_words(disk)}:") for words in self._wrong)]
+        forget_ended([disk for disk in self._free if disk not in failed], self._folder, name=self._name)
 
 
 def _words(disk: Disk) -> str:

@@ -10,17 +10,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from hvext.core.disk import Disk
 from hvext.core.value import value_object
 from hvext.errors import CommandTimeout, HvextError, OperationFailed
 from hvext.operations.outcome import Report as Report
 from hvext.operations.outcome import may_have_done as may_have_done
 from hvext.operations.outcome import silent as silent
+from hvext.operations.telling import around, named, telling
 
 
 @value_object
 class Step:
     """One step: ``name`` says in words what ``do`` does; ``undo`` takes it back (None: there is nothing to undo).
 
+    ``inverse`` says in words what ``undo`` does, for who asks before anything is done (``hvext.operations.dry_run``);
+    a ``one_way`` step has none, and what it does cannot be undone. ``check`` raises what speaks against the step where
+    that can be told without doing anything.
     ``carries_later`` says that later steps stand on this one: it is undone only when all of them could be.
     ``happened`` asks QEMU whether the step was done, for when its answer did not come in time. Steps of one ``phase``
     stand together in a list, and are done at the same time as those of other lists by ``carry_out_all``.
@@ -32,6 +37,19 @@ class Step:
     carries_later: bool = False
     happened: Callable[[], Awaitable[bool]] | None = None
     phase: str = ""
+    inverse: str = ""
+    one_way: bool = False
+    check: Callable[[], object] | None = None
+
+
+def check_steps(operation: str, steps: Sequence[Step]) -> None:
+    """Raise OperationFailed, as ``carry_out`` would, for the first step of which it is known that it would fail."""
+    for step in steps:
+        try:
+            if step.check is not None:
+                step.check()
+        except HvextError as error:
+            raise _failure(operation, step, error, (), ()) from error
 
 
 async def carry_out(operation: str, steps: Sequence[Step], *, report: Report = silent) -> None:
@@ -65,10 +83,11 @@ _SIDE_BY_SIDE = 64
 
 @value_object
 class Job:
-    """One of several operations that are carried out side by side; its steps have phases."""
+    """One of several operations that are carried out side by side; its steps have phases. ``disk`` is what is told."""
 
     operation: str
     steps: Sequence[Step]
+    disk: Disk | None = None
 
 
 #: Called when a phase begins, with the names of the steps of each job that has a part in it, by its place in the list.
@@ -121,6 +140,7 @@ class _Running:
         self.failure: OperationFailed | None = None
         self._done: list[Step] = []
         self._room = room
+        self._names = named([job.disk]) if job.disk else {}
 
     async def do(self, steps: Sequence[Step]) -> None:
         async with self._room:
@@ -131,7 +151,8 @@ class _Running:
             # An interrupt leaves it as one that may have been done.
             self._done.append(step)
             try:
-                await _do(step)
+                with around(**self._names):
+                    await _do(step)
             except HvextError as error:
                 if not may_have_done(error):
                     self._done.pop()
@@ -140,7 +161,8 @@ class _Running:
 
     async def fail(self, step: Step, error: HvextError) -> None:
         done, self._done = self._done, []
-        undone, left = await _undo_all(done)
+        with around(**self._names):
+            undone, left = await _undo_all(done)
         self.failure = _failure(self.job.operation, step, error, undone, left)
         self.failure.__cause__ = error
 
@@ -166,11 +188,12 @@ async def tidy_up(operation: str, step: Step, *, leaves: Sequence[str], report: 
 
 async def _do(step: Step) -> None:
     """Do a step; one whose answer did not come in time is done when QEMU says so, once it answers again."""
-    try:
-        await step.do()
-    except CommandTimeout:
-        if step.happened is None or not await step.happened():
-            raise
+    with telling("step", step=step.name):
+        try:
+            await step.do()
+        except CommandTimeout:
+            if step.happened is None or not await step.happened():
+                raise
 
 
 async def _undo_all(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
@@ -186,7 +209,8 @@ async def _undo_all(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
                 left.append(f"{step.name} (kept, because of what else is left)")
                 continue
             try:
-                await step.undo()
+                with telling("undo", step=step.name):
+                    await step.undo()
             except Exception as error:
                 # Whatever one step's undo stumbles over, the others still have to be undone.
                 left.append(f"{step.name} ({error.message if isinstance(error, HvextError) else repr(error)})")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 from hvext.errors import HvextError
@@ -23,7 +24,8 @@ async def in_thread(work: Callable[[Cancel], _T]) -> _T:
     the operation.
     """
     cancel = Cancel()
-    task = asyncio.get_running_loop().run_in_executor(_pool, work, cancel)
+    # With its context: what is told in the thread is part of the operation.
+    task = asyncio.get_running_loop().run_in_executor(_pool, copy_context().run, work, cancel)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
+from hvext.core.causes import hint_for
 from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
+from hvext.core.running import RunningDisk
 from hvext.core.value import replace, value_object
 from hvext.errors import CommandRefused, CommandTimeout, HvextError, PlugError
 from hvext.host.process import Cancel
@@ -31,9 +33,11 @@ DEFAULT_TIMEOUT_S = 15.0
 #: How often the guest is looked at beside waiting for the event: a reset or a paused guest may send none.
 _LOOK_S = 1.0
 #: A request to a guest that still boots can get lost (ACPI). This long until the next, then twice as long each time.
-_ASK_AGAIN_S = 1.0
+ASK_AGAIN_S = 1.0
+#: The name of an unplug's second step.
+REMOVE = "remove its block nodes and objects"
 #: What QEMU says to a second device_del while the first is under way.
-_UNDER_WAY = ("already in the process of unplug", "being removed", "unplug pending", "is busy")
+UNDER_WAY = ("already in the process of unplug", "being removed", "unplug pending", "is busy")
 
 
 class UnplugState(StrEnum):
@@ -83,31 +87,82 @@ async def unplug(
     Waits up to ``timeout_s`` for the guest. May be repeated in every state: PENDING asks the guest again, ABSENT
     removes what is left. Raises OperationFailed when something cannot be removed, QemuError.
     """
-    running = await running_disk(monitor, names)
-    device = running.device or names.device
-    state = UnplugState.ABSENT
+    work = Unplugging(monitor, await running_disk(monitor, names), timeout_s=timeout_s)
+    await carry_out(work.operation, work.ask_steps(), report=report)
+    if work.state in (UnplugState.PENDING, UnplugState.REJECTED):
+        return work.result()
+    await carry_out(work.operation, work.remove_steps(), report=report)
+    return work.result()
+
+
+class Unplugging:
+    """One unplug in progress: what the steps hand to each other. Raises PlugError for a device that is not hvext's."""
+
+    def __init__(self, monitor: Monitor, running: RunningDisk, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        check_own(running)
+        self._monitor = monitor
+        self._running = running
+        self._timeout_s = timeout_s
+        self._device = running.device or running.names.device
+        self._removed: tuple[str, ...] = ()
+        self.state = UnplugState.ABSENT
+
+    @property
+    def operation(self) -> str:
+        """What is done, for people."""
+        return f"unplug {self._device}"
+
+    def ask_steps(self) -> list[Step]:
+        """The step that has the guest let the device go; none where it has none."""
+        if self._running.device is None:
+            return []
+        return [Step(name=ask_words(self._device), do=self._ask, one_way=True)]
+
+    def remove_steps(self) -> list[Step]:
+        """The step that removes what is left then; none where nothing is."""
+        return [Step(name=REMOVE, do=self._remove, one_way=True)] if self._running.has_remains else []
+
+    async def _ask(self) -> None:
+        self.state = UnplugState.PENDING
+        self.state = await _let_go(self._monitor, self._device, self._timeout_s)
+
+    async def _remove(self) -> None:
+        # Nodes made by -drive went with the device: they are no error.
+        self._removed = await remove_remains(self._monitor, self._running)
+        self.state = UnplugState.UNPLUGGED
+
+    def result(self) -> Unplugged:
+        """What was done."""
+        return Unplugged(state=self.state, device=self._device, removed=self._removed)
+
+
+def pending(names: DiskNames) -> PlugError:
+    """Return what is raised for a plug of a disk whose unplug the guest has not answered yet."""
+    return PlugError(
+        f"an unplug of disk {names.uuid} is pending: the guest has not let it go yet",
+        hint="repeat hvext unplug until it is done, then plug the disk",
+    )
+
+
+def check_own(running: RunningDisk) -> None:
+    """Raise PlugError for a device that does not stand on the disk's nodes."""
     if running.device is not None and running.root is None and not running.behind_vhost_user:
-        libvirt = device.startswith("ua-")
+        libvirt = running.device.startswith("ua-")
         raise PlugError(
-            f"device {device!r} does not stand on the nodes of disk {names.uuid}: it is not hvext's to unplug",
+            f"device {running.device!r} does not stand on the nodes of disk {running.names.uuid}: it is not hvext's to "
+            "unplug",
             hint="libvirt made it: use virsh detach-device" if libvirt else "whoever plugged it has to unplug it",
         )
-    if running.device is not None:
-        state = await _requested(monitor, device, timeout_s, report)
-    if state in (UnplugState.PENDING, UnplugState.REJECTED):
-        return Unplugged(state=state, device=device)
-    removed: tuple[str, ...] = ()
 
-    async def remove() -> None:
-        nonlocal removed
-        removed = await remove_remains(monitor, running)
 
-    if running.has_remains:
-        # Nodes made by -drive went with the device: they are no error.
-        steps = [Step(name="remove its block nodes and objects", do=remove)]
-        await carry_out(f"unplug {device}", steps, report=report)
-        state = UnplugState.UNPLUGGED
-    return Unplugged(state=state, device=device, removed=removed)
+def ask_words(device: str) -> str:
+    """Return the name of an unplug's first step."""
+    return f"ask the guest to let {device} go"
+
+
+def detach_words(disk: Disk) -> str:
+    """Return the name of an unplug's last step."""
+    return f"detach {disk.provider}/{disk.volume.name}"
 
 
 async def unplug_and_detach(
@@ -133,24 +188,22 @@ async def unplug_and_detach(
     if result.state is not UnplugState.UNPLUGGED or shared:
         return result
 
-    def work(cancel: Cancel) -> None:
-        attachments.detach(host, disk, cancel=cancel)
-
-    step = Step(name=f"detach {disk.provider}/{disk.volume.name}", do=lambda: in_thread(work))
-    await carry_out(f"unplug {result.device}", [step], report=report)
+    await carry_out(f"unplug {result.device}", [detach_step(host, disk)], report=report)
     return replace(result, detached=True)
 
 
-async def _requested(monitor: Monitor, device: str, timeout_s: float, report: Report) -> UnplugState:
-    """Have the guest let a device go, as a step of its own."""
-    state = UnplugState.PENDING
+def detach_step(host: ProviderHost, disk: Disk) -> Step:
+    """Return the step that detaches a disk's volume."""
 
-    async def ask() -> None:
-        nonlocal state
-        state = await _let_go(monitor, device, timeout_s)
+    def work(cancel: Cancel) -> None:
+        attachments.detach(host, disk, cancel=cancel)
 
-    await carry_out(f"unplug {device}", [Step(name=f"ask the guest to let {device} go", do=ask)], report=report)
-    return state
+    return Step(
+        name=detach_words(disk),
+        do=lambda: in_thread(work),
+        one_way=True,
+        check=lambda: host.find(disk.provider),
+    )
 
 
 async def remove_device(monitor: Monitor, device: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -174,7 +227,7 @@ async def _let_go(monitor: Monitor, device: str, timeout_s: float) -> UnplugStat
 
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    ask_at, pause_s = loop.time(), _ASK_AGAIN_S
+    ask_at, pause_s = loop.time(), ASK_AGAIN_S
     with monitor.events("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", matching=about_device) as events:
         while True:
             if loop.time() >= ask_at:
@@ -201,7 +254,8 @@ async def _ask(monitor: Monitor, device: str) -> bool:
     except CommandRefused as error:
         if error.error_class == "DeviceNotFound":
             return False
-        if not any(words in error.description for words in _UNDER_WAY):
+        if not any(words in error.description for words in UNDER_WAY):
+            error.hint = error.hint or hint_for("", error.description)
             raise
     except CommandTimeout:
         # It may have been sent on: whether the device goes, QEMU will tell.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid as uuid_module
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -31,15 +32,16 @@ from hvext.operations.failover import FailedOver
 from hvext.operations.fence import FrozenDisk
 from hvext.operations.identify import journal_of
 from hvext.operations.inspect import has_device, running_disk, running_disks
-from hvext.operations.journal import Entry, Journal, read_records, users_of
+from hvext.operations.journal import Entry, Journal
 from hvext.operations.plug import Plugged
 from hvext.operations.questions import asking
 from hvext.operations.repoint import Repointed
 from hvext.operations.resize import Resized
 from hvext.operations.start import check_disks
 from hvext.operations.steps import Report, silent
+from hvext.operations.telling import around, named, tell, tell_failed, telling
 from hvext.operations.threads import in_thread
-from hvext.operations.unplug import Unplugged, UnplugState
+from hvext.operations.unplug import Unplugged, UnplugState, pending
 
 _T = TypeVar("_T")
 
@@ -117,12 +119,7 @@ class AsyncVm:
         Raises PlugError when a migration of the guest has begun.
         """
         async with self.alone():
-            if any(record.leaving for record in self._journal.record.disks.values()):
-                raise PlugError(
-                    f"a migration of VM {self._journal.name} has begun: its target was told of the disks as they are",
-                    hint="end it first: hvext migrate and migrate-finish, or hvext migrate-cancel; "
-                    "hvext recover settles one that was interrupted",
-                )
+            self._journal.check_staying()
             yield
 
     @contextlib.asynccontextmanager
@@ -134,9 +131,18 @@ class AsyncVm:
         one_way: bool = False,
         exclusive: bool = False,
         details: Mapping[str, Any] | None = None,
+        about: uuid_module.UUID | None = None,
     ) -> AsyncIterator[Work]:
-        """Write an operation on disks down, ``alone``; None is a disk that the journal does not know."""
+        """Write an operation on disks down, ``alone``, and tell whoever listens.
+
+        None is a disk that the journal does not know, and ``about`` its uuid.
+        """
         with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                telling(
+                    "operation", begins=True, vm=self._journal.name, operation=str(operation), **_named(disks, about)
+                )
+            )
             entries = []
             for disk in disks:
                 if disk is not None:
@@ -151,20 +157,6 @@ class AsyncVm:
                 self._report(name)
 
             yield Work(entries=tuple(entries), host=self._journal.host(self._host), report=report)
-
-    def _known(self, uuid: uuid_module.UUID) -> Disk | None:
-        """Return a disk that the journal knows; what it lacks are only secrets that are gone."""
-        known = self._journal.record.disks.get(uuid)
-        if known is None:
-            return None
-        try:
-            return self._journal.whole(uuid)
-        except JournalError:
-            return known.disk
-
-    def _shared(self, disk: Disk) -> bool:
-        """Whether other VMs of this host have the volume as well."""
-        return bool(users_of(disk, read_records(self._journal.folder, but=self._journal.name), but=self._journal.name))
 
     async def disks(self) -> dict[uuid_module.UUID, RunningDisk]:
         """Return hvext's disks of the guest by uuid, whole or in pieces."""
@@ -227,13 +219,16 @@ class AsyncVm:
             )
             if not result.changed and before is not None and before.unfinished is None:
                 work.entries[0].revert()
-            else:
+            elif result.changed:
                 work.end()
+            else:
+                # It was there before this.
+                work.end(since=before.since if before else None)
             return result
 
     async def _check_not_pending(self, disk: Disk) -> None:
         if (await running_disk(self._monitor, disk.names)).device is not None:
-            raise _pending(disk)
+            raise pending(disk.names)
 
     async def plug_all(self, disks: Sequence[Disk], *, exclusive: bool = True) -> tuple[PlugOutcome, ...]:
         """Attach the volumes of several disks side by side, and plug them; return what became of each, in their order.
@@ -244,16 +239,22 @@ class AsyncVm:
         """
         check_disks(disks)
         async with self.staying():
-            entries = self._journal.begin_all(Operation.PLUG, disks, intent=Intent.PRESENT, exclusive=exclusive)
-            try:
-                outcomes = await self._plugged(disks, entries, exclusive=exclusive)
-            except (HvextError, asyncio.CancelledError, KeyboardInterrupt) as error:
-                # What is left stays written down, for recover.
-                if not getattr(error, "left", ()):
-                    self._journal.settle([], [entry for entry in entries if isinstance(entry, Entry)])
-                raise
-            _settle(self._journal, entries, outcomes)
-            return outcomes
+            with around(vm=self._journal.name, operation=str(Operation.PLUG)):
+                outcomes = await self._plug_all(disks, exclusive=exclusive)
+                _tell_outcomes(outcomes)
+                return outcomes
+
+    async def _plug_all(self, disks: Sequence[Disk], *, exclusive: bool) -> tuple[PlugOutcome, ...]:
+        entries = self._journal.begin_all(Operation.PLUG, disks, intent=Intent.PRESENT, exclusive=exclusive)
+        try:
+            outcomes = await self._plugged(disks, entries, exclusive=exclusive)
+        except (HvextError, asyncio.CancelledError, KeyboardInterrupt) as error:
+            # What is left stays written down, for recover.
+            if not getattr(error, "left", ()):
+                self._journal.settle([], [entry for entry in entries if isinstance(entry, Entry)])
+            raise
+        _settle(self._journal, entries, outcomes)
+        return outcomes
 
     async def _plugged(
         self, disks: Sequence[Disk], entries: Sequence[Entry | PlugError], *, exclusive: bool
@@ -265,7 +266,7 @@ class AsyncVm:
             if not isinstance(entry, Entry):
                 return entry
             leaving = entry.before is not None and entry.before.intent is Intent.ABSENT
-            return _pending(disk) if leaving and running is not None and running.device is not None else None
+            return pending(disk.names) if leaving and running is not None and running.device is not None else None
 
         def shared(disk: Disk) -> bool:
             entry = known[disk.volume.uuid]
@@ -301,7 +302,7 @@ class AsyncVm:
                 disk,
                 timeout_s=timeout_s,
                 attached=attached,
-                shared=keep or self._shared(disk),
+                shared=keep or self._journal.is_shared(disk),
                 report=work.report,
             )
             _end_unplug(work, result, keep=keep)
@@ -332,8 +333,10 @@ class AsyncVm:
         """Unplug a disk and leave its volume attached: from then on it is the caller's, and written down nowhere."""
         details = {"keep_attached": True}
         async with self.staying():
-            known = self._known(uuid)
-            unplug = self.operation(Operation.UNPLUG, known, intent=Intent.ABSENT, one_way=True, details=details)
+            known = self._journal.known(uuid)
+            unplug = self.operation(
+                Operation.UNPLUG, known, intent=Intent.ABSENT, one_way=True, details=details, about=uuid
+            )
             async with unplug as work:
                 result = await unplugging.unplug(
                     self._monitor, DiskNames(uuid), timeout_s=timeout_s, report=work.report
@@ -343,26 +346,28 @@ class AsyncVm:
 
     async def repoint(self, uuid: uuid_module.UUID, target: Location | str) -> Repointed:
         """Move a disk to another access to the same volume: a location, or the text of a URI or path."""
-        location = parse_uri(target, look=opened_as) if isinstance(target, str) else target
-        return await self.repoint_to_first(uuid, [location])
+        return await self.repoint_to_first(uuid, [_location(target)])
 
     async def repoint_to_first(self, uuid: uuid_module.UUID, locations: Sequence[Location]) -> Repointed:
         """Move a disk to the first of several accesses to the same volume that it can be moved to."""
-        async with self.alone(), self.operation(Operation.REPOINT, self._known(uuid)) as work:
+        async with self.alone(), self.operation(Operation.REPOINT, self._journal.known(uuid), about=uuid) as work:
             result = await repointing.repoint_to_first(self._monitor, DiskNames(uuid), locations, report=work.report)
-            work.end(failed_over=False)
+            moved: dict[str, Any] = {"since": time.time()} if result.changed else {}
+            work.end(failed_over=False, **moved)
             return result
 
     async def fail_over(
-        self, disk: Disk, locations: Sequence[Location], *, known: RunningDisk | None = None
+        self, disk: Disk, locations: Sequence[Location | str], *, known: RunningDisk | None = None
     ) -> FailedOver:
         """Put other storage in the place of a disk's dead storage; see ``hvext.operations.failover``.
 
-        ``known`` is what ``disks`` told of it when its storage was well: dead RBD, NFS and Gluster need it.
+        Locations may be texts of URIs and paths. ``known`` is what ``disks`` told of the disk when its storage was
+        well: dead RBD, NFS and Gluster need it.
         """
+        there = [_location(each) for each in locations]
         async with self.alone(), self.operation(Operation.FAIL_OVER, disk) as work:
-            result = await failover.fail_over(self._monitor, disk.names, locations, known=known, report=work.report)
-            work.end(failed_over=True)
+            result = await failover.fail_over(self._monitor, disk.names, there, known=known, report=work.report)
+            work.end(failed_over=True, since=time.time())
             return result
 
     async def fail_over_frozen(self, frozen: Sequence[FrozenDisk]) -> tuple[FailedOver, ...]:
@@ -370,7 +375,7 @@ class AsyncVm:
         disks = [each.disk for each in frozen]
         async with self.alone(), self.operation(Operation.FAIL_OVER, *disks) as work:
             results = await fencing.fail_over_frozen(self._monitor, frozen, report=work.report)
-            work.end(failed_over=True)
+            work.end(failed_over=True, since=time.time())
             return results
 
     async def resume(self) -> bool:
@@ -389,11 +394,22 @@ class AsyncVm:
             return result
 
 
-def _pending(disk: Disk) -> PlugError:
-    return PlugError(
-        f"an unplug of disk {disk.names.uuid} is pending: the guest has not let it go yet",
-        hint="repeat hvext unplug until it is done, then plug the disk",
-    )
+def _location(given: Location | str) -> Location:
+    return parse_uri(given, look=opened_as) if isinstance(given, str) else given
+
+
+def _named(disks: Sequence[Disk | None], about: uuid_module.UUID | None) -> dict[str, object]:
+    """Return the names that are told of the disks of an operation."""
+    return named([disk for disk in disks if disk is not None]) or ({"disk": str(about)} if about else {})
+
+
+def _tell_outcomes(outcomes: Sequence[PlugOutcome]) -> None:
+    """Tell what became of each of several disks."""
+    for outcome in outcomes:
+        if outcome.error is not None:
+            tell_failed("operation", outcome.error, **named([outcome.disk]))
+        else:
+            tell("operation", "done", **named([outcome.disk]))
 
 
 def _settle(journal: Journal, entries: Sequence[Entry | PlugError], outcomes: Sequence[PlugOutcome]) -> None:
@@ -483,7 +499,9 @@ class Vm:
         """See ``AsyncVm.known_disks``."""
         return self._run(self._vm.known_disks())
 
-    def fail_over(self, disk: Disk, locations: Sequence[Location], *, known: RunningDisk | None = None) -> FailedOver:
+    def fail_over(
+        self, disk: Disk, locations: Sequence[Location | str], *, known: RunningDisk | None = None
+    ) -> FailedOver:
         """See ``AsyncVm.fail_over``."""
         return self._run(self._vm.fail_over(disk, locations, known=known))
 

@@ -28,7 +28,8 @@ class Care:
     ``memory`` is what each disk remembers of that storage. ``stuck`` are those with requests that do not end,
     ``frozen`` those of them whose storage does not answer either, ``odd`` those whose storage does. ``busy`` is held by
     who changes anything. ``stopped_at`` is when QEMU said that it had stopped the guest. ``seen`` is what QEMU told of
-    the disks last: some storage that is dead or silent keeps it from telling (RBD, NFS, Gluster).
+    the disks last: some storage that is dead or silent keeps it from telling (RBD, NFS, Gluster). ``volumes`` are the
+    disks' volumes in words, also of those that have gone.
     """
 
     address: str
@@ -48,6 +49,7 @@ class Care:
     odd: set[uuid_module.UUID] = field(default_factory=set)
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     stopped_at: float = math.nan
+    volumes: dict[uuid_module.UUID, str] = field(default_factory=dict)
     last_words: str = ""
 
     @property
@@ -80,9 +82,23 @@ class Care:
                 words=words,
                 vm=self.vm.journal.name,
                 disk=str(disk or ""),
+                volume=self.volume(disk) if disk else "",
                 values=values,
             )
         )
+
+    def volume(self, disk: uuid_module.UUID) -> str:
+        """Return provider and volume of a disk; empty where nobody wrote them down."""
+        if disk not in self.volumes:
+            with contextlib.suppress(HvextError):
+                known = self.vm.journal.read().disks
+                self.volumes.update({uuid: record.words for uuid, record in known.items()})
+        return self.volumes.get(disk, "")
+
+    def disk_words(self, disk: uuid_module.UUID) -> str:
+        """Return a disk for people: its volume, and its uuid."""
+        volume = self.volume(disk)
+        return f"{volume} ({disk})" if volume else str(disk)
 
     def left(self, uuid: uuid_module.UUID) -> None:
         """Remember that a disk had to leave the storage it prefers."""

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hvext.core.identity import disk_of_device, disk_of_node
-from hvext.core.record import Intent
+from hvext.core.observation import ObservedVm, Writers
+from hvext.core.record import Intent, VmRecord
 from hvext.core.servers import server_key
 from hvext.core.supervision import GiveUpRule, Guest, GuestState, Happening, Notice
 from hvext.errors import CommandTimeout, HvextError, MonitorError
@@ -23,6 +24,7 @@ from hvext.host.provider import ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S, parse_address
 from hvext.operations.capabilities import query_capabilities
 from hvext.operations.frozen import stuck_now
+from hvext.operations.observe import beside, from_journal, look
 from hvext.operations.vm import AsyncVm, open_vm_async
 from hvext.operations.watch.care import Care
 from hvext.operations.watch.dispatch import Dispatcher, Outcome
@@ -41,6 +43,8 @@ _JOURNAL_EVERY_S = 60.0
 _RECONNECT_FIRST_S = 1.0
 #: A connection that lasted for so long was a good one: the next pause is short again.
 _LASTING_S = 60.0
+#: Whoever asks for numbers asks again soon.
+_OBSERVE_S = 2.0
 #: A look at the storage, and QEMU's own connection.
 _CONNECTIONS = 2
 
@@ -82,6 +86,23 @@ class WatchedGuest:
         """Look at the guest now."""
         self._look = True
         self._mark.set()
+
+    async def observe(self, records: Mapping[str, VmRecord], writers: Writers) -> ObservedVm | None:
+        """Return what is seen of the guest now, over its own connection; None for one that was never reached.
+
+        Nothing is asked that storage could keep from being answered. ``records`` and ``writers`` are of all VMs.
+        """
+        care = self._care
+        if care is None:
+            return None
+        said = beside(care.vm.journal.folder, care.vm.journal.name, records, writers)
+        if not self._connected:
+            return from_journal(said, "unreachable", self._unreachable)
+        try:
+            async with asyncio.timeout(_OBSERVE_S):
+                return await look(care.vm.monitor, said, known=care.seen, ask=False)
+        except (TimeoutError, HvextError) as error:
+            return from_journal(said, "silent", str(error) or "QEMU does not answer")
 
     async def run(self) -> None:
         """Connect, supervise, and connect again when the connection breaks; return when the socket is gone."""
@@ -252,10 +273,10 @@ class WatchedGuest:
         if stopped and math.isnan(care.stopped_at):
             care.stopped_at = care.now
         if changed and full:
-            words = "storage has no space left: make room, and resume the guest"
+            words = "storage has no space left: make room, then let the guest run again with hvext resume"
             care.tell(Happening.NO_SPACE, words, next(iter(found)))
         if changed and stopped and not full:
-            ours = ", ".join(sorted(map(str, failed)))
+            ours = ", ".join(care.disk_words(uuid) for uuid in sorted(failed, key=str))
             words = f"disks {ours}" if ours else "of a disk that is not hvext's: it is left alone"
             care.tell(Happening.STOPPED, f"by an I/O error; {words}", disks=sorted(map(str, failed)))
         if act and (failed - care.saved or (stopped and care.saved)):
@@ -316,6 +337,8 @@ class WatchedGuest:
                 self._want(f"back {uuid}", server, partial(look_back, care, uuid), urgent=False)
 
     async def _finish_unplug(self, care: Care, uuid: uuid_module.UUID) -> Outcome:
+        # Once it is finished, the journal knows the disk no more.
+        care.volume(uuid)
         try:
             result = await care.vm.finish_unplug(uuid)
         except MonitorError:

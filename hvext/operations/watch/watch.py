@@ -12,14 +12,20 @@ import contextlib
 import glob
 import random
 import stat
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from hvext.core.metrics import Family, measured_at, vm_families
+from hvext.core.observation import Writers
 from hvext.core.supervision import Happening, Notice
+from hvext.core.value import replace
 from hvext.host.journal import JournalFolder
-from hvext.host.provider import ProviderHost
+from hvext.host.provider import ProviderHost, ScriptEnd
 from hvext.host.qmp import parse_address
+from hvext.operations.records import read_records
+from hvext.operations.watch.counts import WatchCounts
 from hvext.operations.watch.dispatch import Dispatcher
 from hvext.operations.watch.guest import WatchedGuest
 from hvext.operations.watch.settings import WatchSettings
@@ -48,6 +54,7 @@ class Watch:
     ) -> None:
         self._settings = settings
         self._host = host or ProviderHost()
+        self._counts: WatchCounts | None = None
         self._say = say
         self._chance = chance
         self._dispatcher = Dispatcher(settings.pace, chance, self._trouble, repeat=not settings.once)
@@ -55,6 +62,37 @@ class Watch:
         self._watched: dict[str, WatchedGuest] = {}
         self._wake = asyncio.Event()
         self._stopping = False
+
+    def count(self) -> None:
+        """Count from now on what happens and which scripts run, for ``measure``; call it before ``run``."""
+        self._counts = counts = WatchCounts()
+        say = self._say
+
+        def counted(notice: Notice) -> None:
+            counts.heard(notice)
+            say(notice)
+
+        self._say = counted
+        told = self._host.on_end
+
+        def ended(script: ScriptEnd) -> None:
+            counts.ended(script)
+            if told is not None:
+                told(script)
+
+        self._host = replace(self._host, on_end=ended)
+
+    async def measure(self) -> list[Family]:
+        """Return what is measured: of all guests now, and what the watch has done.
+
+        A guest that does not answer within moments is one that does not.
+        """
+        records = await asyncio.to_thread(read_records, JournalFolder(self._settings.state))
+        writers = Writers(records.values())
+        seen = await asyncio.gather(*(guest.observe(records, writers) for guest in self._watched.values()))
+        vms = [vm for vm in seen if vm is not None]
+        counts = self._counts.families({vm.name for vm in vms}) if self._counts else []
+        return [*vm_families(vms), *counts, measured_at(time.time())]
 
     @property
     def found(self) -> bool:
@@ -87,9 +125,10 @@ class Watch:
         try:
             if self._settings.once:
                 return await self._look_once()
+            self._say_missing()
             while not self._stopping:
                 self._wake.clear()
-                for address in self._addresses():
+                for address in self.addresses():
                     self._begin(address)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._settings.rescan_s):
@@ -99,7 +138,11 @@ class Watch:
             await self._end(dispatching)
 
     async def _look_once(self) -> bool:
-        for address in self._addresses():
+        found = self.addresses()
+        if found:
+            # Without any guest the caller says so.
+            self._say_missing()
+        for address in found:
             self._begin(address)
         stopping = asyncio.create_task(self._wake.wait())
         while self._guests and not self._stopping:
@@ -133,17 +176,28 @@ class Watch:
             task.cancel()
         await asyncio.gather(dispatching, *guests, return_exceptions=True)
 
-    def _addresses(self) -> list[str]:
+    def addresses(self) -> list[str]:
         """Return where monitors are now: sockets that exist, and addresses that are no paths."""
         found: dict[str, None] = {}
         for address in self._settings.qmp:
             if not isinstance(parse_address(address), str) or self._settings.once or _is_socket(address):
                 found[address] = None
         for pattern in self._settings.qmp_globs:
-            inside = f"{glob.escape(pattern)}/*" if Path(pattern).is_dir() else pattern
-            # Path.glob takes no absolute pattern.
-            found |= {path: None for path in sorted(glob.glob(inside)) if _is_socket(path)}  # noqa: PTH207
+            found |= dict.fromkeys(_sockets(pattern))
         return list(found)
+
+    def _say_missing(self) -> None:
+        """Say which sockets are not there: whoever named one by mistake has a guest that nobody supervises."""
+        later = "" if self._settings.once else f"; looked for every {self._settings.rescan_s:g} s"
+        for address in dict.fromkeys(self._settings.qmp):
+            # One that is looked at once is connected to in any case, and says itself why that fails.
+            if isinstance(parse_address(address), str) and not self._settings.once and (why := _no_socket(address)):
+                words = f"there is no monitor yet: {why}{later}"
+                self._say(Notice(happening=Happening.UNREACHABLE, monitor=address, words=words))
+        for pattern in dict.fromkeys(self._settings.qmp_globs):
+            if not _sockets(pattern):
+                words = f"no socket fits this pattern{later}"
+                self._say(Notice(happening=Happening.UNREACHABLE, monitor=pattern, words=words))
 
     def _tell(self, happening: Happening, words: str) -> None:
         """Say something of the watch itself."""
@@ -154,8 +208,20 @@ class Watch:
         self._say(Notice(happening=Happening.TROUBLE, monitor=address, words=f"{what} failed: {error!r}"))
 
 
+def _sockets(pattern: str) -> list[str]:
+    """Return the sockets that a pattern, or a folder, names now."""
+    inside = f"{glob.escape(pattern)}/*" if Path(pattern).is_dir() else pattern
+    # Path.glob takes no absolute pattern.
+    return [path for path in sorted(glob.glob(inside)) if _is_socket(path)]  # noqa: PTH207
+
+
 def _is_socket(path: str) -> bool:
+    return not _no_socket(path)
+
+
+def _no_socket(path: str) -> str:
+    """Return why a path is not that of a socket; empty where it is."""
     try:
-        return stat.S_ISSOCK(Path(path).stat().st_mode)
-    except OSError:
-        return False
+        return "" if stat.S_ISSOCK(Path(path).stat().st_mode) else "that is no socket"
+    except OSError as error:
+        return str(error.strerror)

@@ -1,0 +1,48 @@
+"""The files that commands write and read for people: results of benchmarks, and pages."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import zlib
+from pathlib import Path
+
+from hvext.bench.result import Result
+from hvext.errors import HvextError, InputError
+
+#: How the name of a file ends that is to be packed: fio's whole output is large.
+_PACKED = ".gz"
+
+
+def read_result(name: str) -> Result:
+    """Return the benchmark in a file; raises InputError."""
+    try:
+        kept = Path(name).read_bytes()
+        return Result.read((gzip.decompress(kept) if name.endswith(_PACKED) else kept).decode())
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {name}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{name}: {error.message}", hint=error.hint) from error
+
+
+def check_writable(name: str | None) -> None:
+    """Raise InputError now for a file that could not be written later: what it is for takes its time."""
+    if name and not Path(name).absolute().parent.is_dir():
+        raise InputError(f"cannot write {name}: there is no folder {Path(name).absolute().parent}")
+
+
+def write_whole(name: str | None, text: str) -> None:
+    """Write a file, which is there as a whole or as it was; without a name nothing. Raises HvextError."""
+    if not name:
+        return
+    path = Path(name)
+    new = path.with_name(f".{path.name}.new")
+    kept = f"{text}\n".encode()
+    try:
+        new.write_bytes(gzip.compress(kept, mtime=0) if name.endswith(_PACKED) else kept)
+        new.replace(path)
+    except OSError as error:
+        # What there was room for is of no use to anybody.
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise HvextError(f"cannot write {name}: {error.strerror}") from error
