@@ -152,6 +152,44 @@ def _attach(answer: str) -> dict[str, str]:
     return {"attach": _changed(ATTACH, _ANSWER, answer)}
 
 
+#: A server beside the loop device. Its socket is named by a digest, which is short enough for one.
+_NBD = """\
+digest=$(printf %s "$VOL_NAME" | md5sum | cut -c 1-16)
+socket=$EXTP_DIR/$digest.sock
+servers() { grep -slzx -- "-[-]description=$digest" /proc/[0-9]*/cmdline | cut -d / -f 3; }
+serve() {
+    [ -n "$(servers)" ] || qemu-nbd --fork --persistent --shared=0 --format=raw --cache=none "--socket=$socket" \\
+        "--description=$digest" -- "$file" </dev/null >/dev/null 2>&1 9>&-
+}
+unserve() {
+    for each in $(servers); do kill "$each" || :; done
+    while [ -n "$(servers)" ]; do sleep 0.02; done
+    rm -f "$socket"
+}
+escaped() { printf %s "$socket" | sed 's/%/%25/g; s/#/%23/g; s/?/%3F/g; s/&/%26/g; s/+/%2B/g; s/ /%20/g'; }
+"""
+#: Looks for clients first. A line of /proc/net/unix is the socket that listens, every further one a connection.
+_UNUSED = """\
+[ "$(grep -c " $socket\\$" /proc/net/unix)" -le 1 ] || { echo "$VOL_NAME is in use" >&2; exit 1; }
+"""
+
+
+def nbd(
+    socket: str = "$EXTP_DIR/$digest.sock", uri: str = "$(escaped)", serve: str = "serve", users: str = ""
+) -> dict[str, str]:
+    """The healthy scripts with an NBD server in the place of the file: it is found by what it was started with."""
+    server = _changed(_NBD, "socket=$EXTP_DIR/$digest.sock", f"socket={socket}")
+    answer = f'printf \'%s\\nkvm:nbd+unix:///?socket=%s\\n\' "$device" "{uri}"\n'
+    return {
+        "attach": _changed(ATTACH, _ANSWER, f"{server}{serve}\n{answer}"),
+        "detach": _changed(DETACH, _FIND, _FIND + server + users) + "unserve\n",
+        "grow": GROW + server + '[ -z "$device" ] || { unserve; serve; }\n',
+    }
+
+
+#: An attach that is over long before the server that it starts is there, and a detach that does not know of that one.
+LATE = nbd(serve='[ -n "$(servers)" ] || { (sleep 60; serve) 9>&- </dev/null >/dev/null 2>&1 & }', users=_UNUSED)
+
 BROKEN: tuple[Broken, ...] = (
     # --- The directory, and verify
     Broken(name="no-detach", fault="a required script is missing", scripts={"detach": None}, check="directory",
@@ -225,6 +263,8 @@ BROKEN: tuple[Broken, ...] = (
            | {"detach": DETACH + '[ ! -e "$file.pid" ] || kill "$(cat "$file.pid")"\nrm -f "$file.pid"\n'}),
     Broken(name="remove-forgets", fault="remove leaves the file with the metadata", check="remove-leaves-nothing",
            script="remove", scripts={"remove": _changed(REMOVE, ' "$file.info" "$file.info.new"', "")}),
+    Broken(name="detach-cuts-off", fault="detach ends a server while somebody is connected", check="detach-in-use",
+           script="detach", level=Level.DATA, scripts=nbd()),
     Broken(name="removes-attached", fault="remove deletes a volume that is attached, whose device then stays",
            check="remove-attached", script="remove", level=Level.DATA,
            scripts={"remove": _BEGIN + 'rm -f "$file" "$file.new" "$file.info" "$file.info.new"\n'}),
@@ -257,6 +297,12 @@ sleep 0.05
     Broken(name="cut-long", fault="long names are cut off", check="name-long", script="create",
            scripts={name: _changed(text, "file=$EXTP_DIR/$VOL_NAME", 'file=$EXTP_DIR/$(printf %.100s "$VOL_NAME")')
                     for name, text in HEALTHY.items() if name not in ("verify", "snapshot")} | {"snapshot": None}),
+    Broken(name="uri-not-encoded", fault="a socket has the volume's name, which the URI has as it is",
+           check="name-signs", script="attach", scripts=nbd(
+               socket='$EXTP_DIR/$digest$(printf %s "$VOL_NAME" | tail -c 30).sock', uri="$socket", users=_UNUSED)),
+    Broken(name="socket-too-long", fault="a socket has the volume's name, for which it is too short",
+           check="name-long", script="attach",
+           scripts=nbd(socket="$EXTP_DIR/$VOL_NAME.sock", serve="serve || :", users=_UNUSED)),
     Broken(name="unquoted", fault="remove does not quote the name", check="name-signs", script="remove",
            scripts={"remove": _changed(REMOVE, 'rm -f "$file"', "rm -f $file")}),
     Broken(name="cname-by-eval", fault="VOL_CNAME is read by a shell", check="cname", script="create",

@@ -49,12 +49,28 @@ def kit(folder: Path, name: str, level: Level, **parameters: str) -> Kit:
 
 def judged(broken: Broken) -> tuple[Outcome, tuple[Outcome, ...]]:
     """What comes of the check that has to find a fault, and of those that it needs."""
+    with prepared(broken) as folder:
+        return judged_in(folder, broken)
+
+
+@contextlib.contextmanager
+def prepared(broken: Broken) -> Iterator[Path]:
+    """A ground with a broken provider.
+
+    Make all that are judged side by side first: a program that is started while a script is being written inherits the
+    open file for a moment, and nobody can run the script until it is closed (ETXTBSY).
+    """
     with ground() as folder:
         write_broken(folder, broken)
-        wanted = next(check for check in CHECKS if check.name == broken.check)
-        with kit(folder, broken.name, broken.level, password=PASSWORD) as trial:
-            outcome = trial.outcome(wanted)
-            return outcome, tuple(each for each in trial.outcomes if each is not outcome)
+        yield folder
+
+
+def judged_in(folder: Path, broken: Broken) -> tuple[Outcome, tuple[Outcome, ...]]:
+    """What comes of the check in a prepared ground."""
+    wanted = next(check for check in CHECKS if check.name == broken.check)
+    with kit(folder, broken.name, broken.level, password=PASSWORD) as trial:
+        outcome = trial.outcome(wanted)
+        return outcome, tuple(each for each in trial.outcomes if each is not outcome)
 
 
 def row(broken: Broken, outcome: Outcome) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from hvext.cli.output import print_json
 from hvext.core.provider import Action, check_provider_name
 from hvext.errors import HvextError, InputError
 from hvext.host.provider import load_provider
+from hvext.operations.acts import Act, perform
 
 #: What the templates have in the place of the provider's name.
 _NAME = "@NAME@"
@@ -36,28 +39,58 @@ def write_skeleton(name: str, language: str, parent: Path) -> Path:
 
     Raises InputError when there is something of that name, or no folder to put it in.
     """
-    folder = parent / name
+    acts = skeleton_acts(name, language, parent)
+    perform(acts)
+    return parent / name
+
+
+def skeleton_acts(name: str, language: str, parent: Path) -> list[Act]:
+    """Return what writes a provider's folder; raises InputError as ``write_skeleton`` does."""
+    folder, skeleton = parent / name, _SKELETONS / language
+    if folder.exists() or folder.is_symlink():
+        raise _is_there(folder)
+    if not parent.is_dir():
+        wrong = errno.ENOTDIR if parent.exists() else errno.ENOENT
+        raise InputError(f"cannot make {folder}: {os.strerror(wrong)}")
+    files = ", ".join(path.name.removesuffix(".in") for path in _templates(skeleton))
+    fill = Act(
+        name=f"write {files}",
+        do=lambda: _written(folder, name, parent, skeleton),
+        inverse=f"remove {folder}",
+    )
+    return [Act(name=f"make {folder}", do=lambda: _make(folder), inverse=f"remove {folder}"), fill]
+
+
+def _is_there(folder: Path) -> InputError:
+    return InputError(f"{folder} is there already", hint="nothing is overwritten: choose another name")
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir()
     except FileExistsError:
-        raise InputError(f"{folder} is there already", hint="nothing is overwritten: choose another name") from None
+        raise _is_there(folder) from None
     except OSError as error:
         raise InputError(f"cannot make {folder}: {error.strerror}") from error
+
+
+def _written(folder: Path, name: str, parent: Path, skeleton: Path) -> None:
     try:
-        _fill(folder, name, _SKELETONS / language)
+        _fill(folder, name, skeleton)
         load_provider(str(parent), name)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError):
             raise HvextError(f"cannot write {error.filename or folder}: {error.strerror}") from error
         raise
-    return folder
+
+
+def _templates(skeleton: Path) -> list[Path]:
+    return [path for path in sorted(skeleton.iterdir()) if path.is_file()]
 
 
 def _fill(folder: Path, name: str, skeleton: Path) -> None:
-    for template in sorted(skeleton.iterdir()):
-        if not template.is_file():
-            continue
+    for template in _templates(skeleton):
         path = folder / template.name.removesuffix(".in")
         path.write_text(template.read_text(encoding="utf-8").replace(_NAME, name), encoding="utf-8")
         program = path.name in tuple(Action) or path.suffix == ".py"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from hvext.cli.arguments import pairs, parameters, provider_host, split_commas
 from hvext.cli.output import print_json
 from hvext.core.volume import check_size_mib
-from hvext.errors import HvextError, InputError
-from hvext.sanity.check import Level, Outcome
+from hvext.errors import HvextError, InputError, ProviderError
+from hvext.host.provider import ProviderHost, check_known
+from hvext.sanity.check import Level, Outcome, Verdict
 from hvext.sanity.kit import CHECKS, Kit
-from hvext.sanity.report import junit, line, listed, summary
+from hvext.sanity.report import folded, junit, line, listed, summary
 from hvext.sanity.trial import Settings
 
 
@@ -31,11 +33,13 @@ def sanity(arguments: argparse.Namespace) -> int:
     )
     if arguments.junit and not Path(arguments.junit).absolute().parent.is_dir():
         raise InputError(f"cannot write {arguments.junit}: there is no such folder")
-    kit = Kit(provider_host(arguments), arguments.provider, settings, level=level, skip=arguments.skip)
+    host = provider_host(arguments)
+    _check_parameters(host, arguments.provider, settings)
+    kit = Kit(host, arguments.provider, settings, level=level, skip=arguments.skip)
     try:
         with kit:
             print(f"volumes of this run have {kit.trial.token} in their names", file=sys.stderr)
-            verdicts = kit.run(_tell if not arguments.json else lambda _outcome: None)
+            verdicts = kit.run(_teller(arguments))
     except KeyboardInterrupt:
         for name in kit.trial.remaining:
             print(f"LEFT BEHIND, to be removed by hand: the volume {name}", file=sys.stderr)
@@ -48,12 +52,35 @@ def sanity(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(verdicts.to_json())
     else:
+        skipped = verdicts.of(Verdict.SKIPPED)
+        if skipped and not arguments.verbose:
+            print(folded(skipped))
         print(summary(verdicts))
     return 0 if verdicts.passed else 1
 
 
-def _tell(outcome: Outcome) -> None:
-    print(line(outcome), flush=True)
+def _check_parameters(host: ProviderHost, name: str, settings: Settings) -> None:
+    """Raise InputError for a parameter that was typed and that the provider does not have, before a script runs.
+
+    The provider would be blamed for it, and its volumes made in its default folder. What is wrong with the provider
+    itself is the checks' to say.
+    """
+    try:
+        provider = host.find(name)
+    except ProviderError:
+        return
+    for given in (settings.parameters, *settings.places):
+        check_known(provider, given)
+
+
+def _teller(arguments: argparse.Namespace) -> Callable[[Outcome], None]:
+    """Return what prints a check's line as soon as there is one; those that are skipped come at the end, together."""
+
+    def tell(outcome: Outcome) -> None:
+        if not arguments.json and (arguments.verbose or outcome.verdict is not Verdict.SKIPPED):
+            print(line(outcome), flush=True)
+
+    return tell
 
 
 def _list(arguments: argparse.Namespace, level: Level) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 
 from hvext.core.provider import Action
+from hvext.core.volume import Volume
 from hvext.errors import ProgramError
 from hvext.sanity import storage
 from hvext.sanity.check import MANUAL, PAGE, Fault, Level, Need, Run, check
@@ -13,6 +16,10 @@ from hvext.sanity.trial import Offer, Trial
 
 _SAME = "give out one storage: what serves the URI and what is behind the path open the same image, and neither "
 _SAME += "keeps a cache of its own (cache.direct=on, losetup --direct-io=on)"
+#: How long a detach may wait for the user of a volume before that one lets go, beyond twice what detach takes.
+_PATIENCE_S = 2.0
+#: How long storage may take to see that a user has gone.
+_RELEASED_S = 10.0
 
 
 @check("write-read-path", "attach", "what is written by the path is there after detach and attach", level=Level.DATA,
@@ -152,6 +159,34 @@ def close_fence(t: Trial) -> None:
             )
 
 
+@check("detach-in-use", "detach", "detach of a volume that is in use is refused, or its user goes on reading",
+       level=Level.DATA, source="docs/operations.md, Plug",
+       after=["detach-again", "write-read-path", "write-read-uri"])  # fmt: skip
+def detach_in_use(t: Trial) -> None:
+    """Keep a volume open by each way in turn, and detach it; then let go, and detach it for good."""
+    volume, offer = t.attached()
+    t.first_way(offer)  # or it does not apply
+    for index in range(len(t.reachable(offer))):
+        way = t.reachable(offer)[index]
+        run, lost = _detached_under(t, volume, way)
+        if lost:
+            raise Fault(
+                f"detach ended with {run.status}, and whoever had {way.words} open cannot read it any more: {lost}",
+                cure="look for users before anything is taken down (fuser on the device, the connections of a server: "
+                "ss -x), and end with another status than 0, with everything as it was: a guest that runs would "
+                "lose its disk",
+                runs=[offer.run, run],
+            )
+        again = [run]
+        if not run.ok and t.settled(partial(_still_refused, t, volume, again), _RELEASED_S):
+            raise Fault(
+                f"detach was refused while {way.words} was open, and {_RELEASED_S:g} s after that, too",
+                cure="ask the storage or the kernel each time who uses the volume: what was true once is not any more",
+                runs=[run, again[-1]],
+            )
+        offer = t.attach(volume)
+
+
 @check("remove-attached", "remove", "remove of an attached volume is refused, or takes down what attach has made",
        level=Level.DATA, source=f"{PAGE}, How providers are found and run",
        after=["removed-is-gone", "detach-leaves-nothing"])  # fmt: skip
@@ -159,7 +194,10 @@ def remove_attached(t: Trial) -> None:
     """Remove an attached volume, and see that detach still works; which of both answers it is, is told."""
     volume, _offer = t.attached()
     run = t.run(Action.REMOVE, volume)
-    t.note(f"remove of an attached volume {'removes it' if run.ok else 'is refused'}; document which it is")
+    t.note(
+        f"remove of an attached volume {'removes it' if run.ok else 'is refused'}; both are right: say which it is in "
+        "what you write for those who use the provider (its README)"
+    )
     detached = t.run(Action.DETACH, volume)
     if left := t.settled(lambda: t.watch.serving(volume.name)):
         raise Fault(
@@ -208,6 +246,27 @@ def _expect(t: Trial, way: Way, byte: int, fault: Fault) -> None:
         raise Fault(f"{fault.words} (other bytes at {where})", cure=fault.cure, runs=runs, script=fault.script)
 
 
+def _detached_under(t: Trial, volume: Volume, way: Way) -> tuple[Run, str]:
+    """Return the detach of a volume that is kept open, and why its user cannot read any more, or nothing.
+
+    One that waits for the user is right, too, and gets its end.
+    """
+    slowest = max((run.seconds for run in t.runs if run.action is Action.DETACH), default=0.0)
+    with ThreadPoolExecutor(1) as pool:
+        with storage.held(way, t.folder) as failure:
+            pending = pool.submit(t.run, Action.DETACH, volume)
+            ended = wait([pending], 2 * slowest + _PATIENCE_S).done
+            lost = failure()
+        if not ended:
+            t.note(f"detach of a volume in use waits until nobody has it open ({way.name})")
+        return pending.result(), lost
+
+
+def _still_refused(t: Trial, volume: Volume, runs: list[Run]) -> tuple[str, ...]:
+    runs.append(t.run(Action.DETACH, volume))
+    return () if runs[-1].ok else (runs[-1].ended,)
+
+
 def _can_write(t: Trial, way: Way) -> bool:
     try:
         storage.write(way, t.pattern(), t.size_mib)
@@ -218,5 +277,5 @@ def _can_write(t: Trial, way: Way) -> bool:
 
 CHECKS = (
     write_read_path, write_read_uri, path_to_uri, uri_to_path, two_volumes_data, create_existing, grow_keeps_data,
-    snapshot_data, close_fence, remove_attached,
+    snapshot_data, close_fence, detach_in_use, remove_attached,
 )  # fmt: skip

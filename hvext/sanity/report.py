@@ -13,12 +13,29 @@ _WIDTH = 100
 _MARKS = {Verdict.PASSED: "ok  ", Verdict.FAILED: "FAIL", Verdict.SKIPPED: "skip"}
 #: Of what a script printed, as much is shown.
 _SHOWN = 600
+#: As many checks that are skipped for one reason are named.
+_NAMED = 6
 
 
 def line(outcome: Outcome) -> str:
     """Return one line about a check."""
     what = outcome.check.says if outcome.verdict is Verdict.PASSED else outcome.words
     return f"{_MARKS[outcome.verdict]}  {outcome.check.name:22} {outcome.seconds:6.2f} s  {what}"
+
+
+def folded(outcomes: Sequence[Outcome]) -> str:
+    """Return a line for each reason for which checks were skipped, those of another one's failure first."""
+    names: dict[str, list[str]] = {}
+    for outcome in sorted(outcomes, key=lambda each: not each.because):
+        if outcome.verdict is Verdict.SKIPPED:
+            names.setdefault(outcome.words, []).append(outcome.check.name)
+    lines = []
+    for words, these in names.items():
+        if len(these) <= _NAMED:
+            lines.append(_wrapped("skip  ", f"{', '.join(these)}: {words}"))
+        else:
+            lines.append(f"skip  {len(these)} checks: {words}; --verbose lists them")
+    return "\n".join(lines)
 
 
 def listed(checks: Sequence[Check]) -> str:

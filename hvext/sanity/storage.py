@@ -10,7 +10,7 @@ import fcntl
 import mmap
 import os
 import secrets as random_secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from hvext.core.answer import Attachment
@@ -153,6 +153,34 @@ def differences(way: Way, byte: int, of_mib: int) -> tuple[int, ...]:
     except OSError as error:
         raise ProgramError(f"cannot read {way.words}: {error.strerror}") from error
     return tuple(wrong)
+
+
+@contextlib.contextmanager
+def held(way: Way, folder: Path) -> Iterator[Callable[[], str]]:
+    """Keep a volume open this way while the block runs, as a guest does; raises ProgramError when it cannot be opened.
+
+    Yields what reads once more and returns why that failed, or nothing. ``folder`` is for what a program prints.
+    """
+    if not way.is_path:
+        log = folder / f"held-{random_secrets.token_hex(6)}"
+        with _opened(way, write=False) as (node, objects), qemu_io.holding(node, objects, PIECE, log) as failure:
+            yield failure
+        return
+    try:
+        with _descriptor(way, os.O_RDONLY) as (descriptor, direct), mmap.mmap(-1, PIECE) as buffer:
+            yield lambda: _unreadable(descriptor, buffer, direct=direct)
+    except OSError as error:
+        raise ProgramError(f"cannot open {way.words}: {error.strerror}") from error
+
+
+def _unreadable(descriptor: int, buffer: mmap.mmap, *, direct: bool) -> str:
+    try:
+        if not direct:
+            fcntl.ioctl(descriptor, _BLKFLSBUF, 0)
+        got = os.preadv(descriptor, [buffer], 0)
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if got == PIECE else f"there are {got} bytes at its begin, not {PIECE}"
 
 
 def places(of_mib: int) -> tuple[int, int, int]:

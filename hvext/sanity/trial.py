@@ -108,7 +108,8 @@ class Trial:
         self.settings = settings
         self.folder = folder
         self.token = random_secrets.token_hex(4)
-        self.host = replace(host, log_directory=str(folder / "logs"))
+        # Whether unknown parameters are refused is for the scripts to show.
+        self.host = replace(host, log_directory=str(folder / "logs"), strict=False)
         self.provider: Provider | None = None
         #: What attach offered first; None until then.
         self.offered: Attachment | None = None

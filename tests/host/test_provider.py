@@ -238,6 +238,36 @@ def test_optional_scripts_may_be_left_out(tmp_path: Path) -> None:
     assert provider_host(tmp_path).find("p").actions == {Action(name) for name in REQUIRED}
 
 
+@pytest.mark.parametrize(
+    ("action", "known"),
+    [
+        (Action.CREATE, {"size_mib": 1}),
+        (Action.ATTACH, {}),
+        (Action.REMOVE, {}),
+        (Action.GROW, {"size_mib": 1, "new_size_mib": 2}),
+        (Action.SNAPSHOT, {"snapshot_name": "s", "snapshot_size_mib": 1}),
+    ],
+)
+def test_a_misspelt_parameter_is_refused_before_it_means_another_volume(
+    tmp_path: Path, action: Action, known: dict[str, object]
+) -> None:
+    scripts = dict.fromkeys((*REQUIRED, "snapshot"), "exit 0")
+    write_provider(tmp_path / "p", "some", scripts, "DIR where volumes are\npool which\n", record=tmp_path / "calls")
+    typed = ProviderHost(search_path=(str(tmp_path / "p"),), strict=True)
+    passed_on = ProviderHost(search_path=(str(tmp_path / "p"),))
+    provider = typed.find("some")
+    wrong, right = (Volume(name="v", uuid=uuid.UUID(int=1), parameters={name: "/x"}) for name in ("dirr", "dir"))
+    with pytest.raises(InputError, match="provider 'some' has no parameter 'dirr'") as caught:
+        typed.run(provider, action, wrong, **known)
+    assert "DIR, pool" in caught.value.hint
+    assert read_calls(tmp_path / "calls") == []
+    typed.run(provider, action, right, **known)
+    # Ganeti passes on whatever it has, and what is attached is let go with whatever it was attached with.
+    passed_on.run(provider, action, wrong, **known)
+    typed.run(provider, Action.DETACH, wrong)
+    assert [call.action for call in read_calls(tmp_path / "calls")] == [action, action, "detach"]
+
+
 def test_parameters_are_read_and_may_be_none(tmp_path: Path) -> None:
     provider = write_provider(tmp_path, "p")
     assert provider_host(tmp_path).find("p").parameters == ()

@@ -118,8 +118,13 @@ read_parameters() {
 
     folder_parameter dir "$dir"
     folder_parameter run "$run"
-    while [ "$dir" != "${dir%/}" ]; do dir=${dir%/}; done
-    while [ "$run" != "${run%/}" ]; do run=${run%/}; done
+    # One folder is one folder, however it is spelt: what serves its volumes, and is said of them, has one name.
+    {
+        IFS= read -r dir
+        IFS= read -r run
+    } <<FOLDERS
+$(realpath --canonicalize-missing -- "$dir" "$run")
+FOLDERS
     yes_or_no path "$path"
     yes_or_no nbd "$nbd"
     yes_or_no preallocate "$preallocate"

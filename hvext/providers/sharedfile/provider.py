@@ -51,8 +51,9 @@ class Place:
     """The folder of the volumes, as the parameters name it. It is not made: that is how a missing mount is seen."""
 
     def __init__(self) -> None:
-        self.dir = absolute("dir", needed("dir"))
-        self.run = absolute("run", parameter("run", "/run/hvext/sharedfile"))
+        # One folder is one folder, however it is spelt: what serves its volumes, and is said of them, has one name.
+        self.dir = os.path.realpath(absolute("dir", needed("dir")))
+        self.run = os.path.realpath(absolute("run", parameter("run", "/run/hvext/sharedfile")))
         self.path = choice("path", "yes", "no") == "yes"
         self.preallocate = choice("preallocate", "no", "yes") == "yes"
         self.host = matching("host", parameter("host", os.uname().nodename), _NAME, "a name, without a slash")

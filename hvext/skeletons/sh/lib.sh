@@ -20,6 +20,7 @@ fail() {
 read_parameters() {
     dir=${EXTP_DIR:-/var/lib/@NAME@} # HERE
     case $dir in /*) ;; *) fail "the parameter dir is '$dir'; it must be an absolute path" ;; esac
+    dir=$(realpath --canonicalize-missing -- "$dir") # one folder, however it is spelt
 }
 
 # A volume's name comes from outside: check it before it becomes a path.

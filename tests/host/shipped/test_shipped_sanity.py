@@ -14,21 +14,14 @@ from hvext.host.provider import ProviderHost
 from hvext.sanity.check import Level, Verdict
 from hvext.sanity.kit import Kit
 from hvext.sanity.trial import Settings
-from tests.host.test_shipped_providers import PROVIDERS, Place, losetup
-from tests.host.test_shipped_providers import ceph as ceph
-from tests.host.test_shipped_providers import folder as folder
-from tests.host.test_shipped_providers import made as made
-from tests.host.test_shipped_providers import mounted as mounted
-from tests.host.test_shipped_providers import rbd as rbd
-from tests.host.test_shipped_providers import sharedfile as sharedfile
-from tests.host.test_shipped_providers import target as target
 from tests.sanity_page import PAGE, ground
+from tests.servers.iscsi import TARGET, USER, IscsiTarget
+from tests.shipped import MIB, PROVIDERS, Place, losetup
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
 REGENERATE = os.environ.get("HVEXT_REGENERATE") == "1"
-MIB = 1 << 20
 HEAD = "| provider | on | passed | failed | skipped |\n|---|---|---|---|---|\n"
-_START = "<!-- healthy: written by HVEXT_REGENERATE=1 pytest -m nightly tests/host/test_shipped_sanity.py -->\n"
+_START = "<!-- healthy: written by HVEXT_REGENERATE=1 pytest -m nightly tests/host/shipped/test_shipped_sanity.py -->\n"
 _END = "<!-- end of healthy -->\n"
 
 
@@ -53,6 +46,18 @@ def devices(folder: Path) -> Iterator[Settings]:
         yield Settings(parameters={"adopt": "yes", "run": f"{folder}/run"}, places=tuple(places))
 
 
+@pytest.fixture
+def units(target: IscsiTarget, folder: Path) -> Settings:
+    """Three units that are there, and the password in a file."""
+    (folder / "password").write_text(target.password)
+    places = []
+    for number in range(3):
+        target.create(f"place{number}", 64 * MIB)
+        places.append({"lun": str(target.units[f"place{number}"])})
+    parameters = {"portal": target.portal, "target": TARGET, "user": USER, "password_file": f"{folder}/password"}
+    return Settings(parameters={**parameters, "run": f"{folder}/run"}, places=tuple(places))
+
+
 def _of(place: Place) -> Settings:
     return Settings(parameters={**place.parameters, "run": str(place.run_dir)})
 
@@ -62,12 +67,13 @@ SHIPPED = [
     ("sample", "a folder", "sample"),
     ("rbd", "Ceph with cephx", "rbd"),
     ("iscsi", "tgtd with CHAP, which makes the units", "made"),
+    ("iscsi", "three units of tgtd with CHAP, `--place` each", "units"),
     ("sharedfile", "an ext4 that is mounted", "sharedfile"),
     ("blockdev", "three loop devices, `--place` each", "devices"),
 ]
 
 
-@pytest.mark.parametrize(("name", "on", "storage"), SHIPPED, ids=[name for name, _on, _storage in SHIPPED])
+@pytest.mark.parametrize(("name", "on", "storage"), SHIPPED, ids=[storage for _name, _on, storage in SHIPPED])
 def test_a_shipped_provider_passes_under_stress(
     name: str, on: str, storage: str, request: pytest.FixtureRequest
 ) -> None:
@@ -78,14 +84,15 @@ def test_a_shipped_provider_passes_under_stress(
     passed, skipped = (len(list(verdicts.of(verdict))) for verdict in (Verdict.PASSED, Verdict.SKIPPED))
     assert [(each.check.name, each.words) for each in verdicts.of(Verdict.FAILED)] == []
     assert verdicts.left == ()
-    line = f"| `{name}` | {on} | {passed} | 0 | {skipped} |\n"
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(_START)
     table, _, after = rest.partition(_END)
+    begin = f"| `{name}` | {on} |"
+    line = f"{begin} {passed} | 0 | {skipped} |"
     if REGENERATE:
-        rows = {row.split(" | ")[0]: f"{row}\n" for row in table.removeprefix(HEAD).splitlines()}
-        rows[line.split(" | ")[0]] = line
-        ordered = [rows[f"| `{each}`"] for each, _on, _storage in SHIPPED if f"| `{each}`" in rows]
-        PAGE.write_text(before + _START + HEAD + "".join(ordered) + _END + after, encoding="utf-8")
+        begins = [f"| `{each}` | {its} |" for each, its, _storage in SHIPPED]
+        others = [row for row in table.splitlines() if row.startswith(tuple(begins)) and not row.startswith(begin)]
+        rows = sorted([line, *others], key=lambda row: [row.startswith(each) for each in begins].index(True))
+        PAGE.write_text(before + _START + HEAD + "".join(f"{row}\n" for row in rows) + _END + after, encoding="utf-8")
     else:
-        assert line in table
+        assert line in table.splitlines()
