@@ -28,7 +28,14 @@ from hvext.core.plan import plan_disk
 from hvext.core.value import replace
 from hvext.errors import ProgramError
 from hvext.host.guest import Console
-from hvext.host.machine import GuestImage, Machine, MachineOptions, probe_acceleration, start_machine
+from hvext.host.machine import (
+    GuestImage,
+    Machine,
+    MachineOptions,
+    checkout_hint,
+    probe_acceleration,
+    start_machine,
+)
 from hvext.host.private import private_folder, remove_private, write_private
 from hvext.host.qmp import Monitor, connect
 from hvext.host.usage import cpu_times
@@ -44,12 +51,18 @@ _CONTROLLERS = {None: "scsi0", "auto": "scsi-io"}
 _MORE_ARGS = ("-object", "iothread,id=bench-io", "-device", "virtio-scsi-pci,id=scsi-io,iothread=bench-io")
 
 
-def bench_image(directory: Path, folder: Path) -> GuestImage:
-    """Return the test guest with fio in it, made in ``folder``; raises ProgramError when a part was not built."""
+def find_parts(directory: Path) -> tuple[GuestImage, Path]:
+    """Return the test guest, and what adds fio to it; raises ProgramError when one of them was not built."""
     plain = GuestImage.find(directory)
     fio = directory.parent / "out-fio" / "fio.gz"
     if not fio.is_file():
-        raise ProgramError(f"no fio for the guest: {fio} does not exist", hint="run vm-images/build-fio")
+        raise ProgramError(f"no fio for the guest: {fio} does not exist", hint=checkout_hint(directory, "build-fio"))
+    return plain, fio
+
+
+def bench_image(directory: Path, folder: Path) -> GuestImage:
+    """Return the test guest with fio in it, made in ``folder``; raises ProgramError when a part was not built."""
+    plain, fio = find_parts(directory)
     initrd = folder / "initrd-fio.gz"
     initrd.write_bytes(plain.initrd.read_bytes() + fio.read_bytes())
     return GuestImage(kernel=plain.kernel, initrd=initrd)

@@ -67,7 +67,8 @@ def _differences(samples: Samples, verdict: Verdict, where: Where, series: dict[
     return Picture(
         title=f"Speed against {verdict.baseline}",
         svg=differences_plot(name, f"Speed against {verdict.baseline}. {'; '.join(words)}.", points),
-        caption=f"Requests per second, with 95 % intervals: no difference where one reaches \u201csame\u201d.{devices}",
+        caption="Requests per second, with 95 % intervals. One that reaches \u201csame\u201d shows no difference; "
+        f"one that does not may still be chance, as so many are compared: the table has the findings.{devices}",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hvext.bench import statistics
@@ -25,13 +25,20 @@ class Reason:
     winner: str
     saver: str
 
+    @property
+    def depends(self) -> bool:
+        """Whether an access is faster in one workload and slower in another, and none is ahead in all together."""
+        return not self.winner and bool(self._opposed())
+
     def sentence(self) -> str:
         """Return it."""
         if self.winner:
             return f"{self._faster()}{self._mixed()}."
         if self.saver:
             return f"{self._saves()}{self._mixed()}."
-        return f"{self._same()}{self._mixed()}."
+        if self.depends:
+            return f"No access is the faster one {self.where}: {'; '.join(self._opposed())} ({self._furthest()})."
+        return f"{self._same()}{self._single()}."
 
     def _faster(self) -> str:
         item = self._rival(self.winner, {item.access: item.speed.value for item in self.compared})
@@ -50,31 +57,59 @@ class Reason:
         if self.saver == self.baseline:
             share, loser = item.cpu.mapped(lambda ratio: 1 / ratio), item.access
         return (
-            f"Speed shows no difference {self.where} ({item.access} {change_text(item.speed)}), but {self.saver} takes "
-            f"{percent_text(1 - share.value)} less processor time for a request than {loser} ({_evidence(share, item)})"
+            f"Over all workloads, speed shows no difference {self.where} ({item.access} {change_text(item.speed)}), "
+            f"but {self.saver} takes {percent_text(1 - share.value)} less processor time for a request than {loser} "
+            f"({_evidence(share, item)})"
         )
 
     def _same(self) -> str:
-        item = max(self.compared, key=lambda item: max(item.speed.value, 1 / item.speed.value))
-        change = f"{item.access} against {self.baseline}: {_evidence(item.speed, item, value=True)}"
+        item, change = self._far(), self._furthest()
         if item.rounds < DECISIVE_ROUNDS:
             return f"{count_words(item.rounds, 'round')} are too few for any conclusion {self.where}: {change}"
         if item.speed.p < statistics.ALPHA and not differs(item.speed, MIN_EFFECT):
             return f"The accesses differ by less than counts ({percent_text(MIN_EFFECT - 1)}) {self.where}: {change}"
         if item.speed.p < statistics.ALPHA and not item.differs:
-            return f"The figures hint at a difference {self.where}, but do not carry it: {change}"
-        return f"The accesses show no difference in speed {self.where}: {change}"
+            return f"There may be a difference {self.where}, but these figures do not prove it: {change}"
+        return f"The accesses show no difference in speed {self.where}, over all workloads: {change}"
+
+    def _far(self) -> Overall:
+        """Return the comparison that is the furthest from "the same"."""
+        return max(self.compared, key=lambda item: max(item.speed.value, 1 / item.speed.value))
+
+    def _furthest(self) -> str:
+        """Return its figures."""
+        item = self._far()
+        return f"{item.access} against {self.baseline}: {_evidence(item.speed, item, value=True)}"
 
     def _mixed(self) -> str:
         """Return what is to be said when an access is better in one workload and worse in another."""
-        parts = []
-        for name in dict.fromkeys(item.access for item in self.differences):
-            mine = [item for item in self.differences if item.access == name]
-            faster = [item.workload for item in mine if finding(item) is Finding.FASTER]
-            slower = [item.workload for item in mine if finding(item) is Finding.SLOWER]
-            if faster and slower and name in {item.access for item in self.compared}:
-                parts.append(f"{name} is faster in {_some(faster)} and slower in {_some(slower)}")
+        parts = self._opposed()
         return f"; results are mixed: {'; '.join(parts)}" if parts else ""
+
+    def _opposed(self) -> list[str]:
+        """Return the accesses that are faster in one workload and slower in another, each with these."""
+        return [
+            f"{name} is faster in {_some(faster)} and slower in {_some(slower)}"
+            for name, faster, slower in self._findings()
+            if faster and slower
+        ]
+
+    def _single(self) -> str:
+        """Return what is to be said when single workloads show what all of them together do not."""
+        parts = [
+            f"{name} is {'faster' if faster else 'slower'} in {_some(faster or slower)}"
+            for name, faster, slower in self._findings()
+            if faster or slower
+        ]
+        return f"; by itself, {'; '.join(parts)}" if parts else ""
+
+    def _findings(self) -> Iterator[tuple[str, list[str], list[str]]]:
+        """Yield each access that can be chosen, with the workloads that it is faster and slower in."""
+        for item in self.compared:
+            mine = [each for each in self.differences if each.access == item.access]
+            faster = [each.workload for each in mine if finding(each) is Finding.FASTER]
+            slower = [each.workload for each in mine if finding(each) is Finding.SLOWER]
+            yield item.access, faster, slower
 
     def _rival(self, chosen: str, scores: dict[str, float]) -> Overall:
         """Return the comparison that tells: the chosen one's, or the baseline's with the best of the others."""

@@ -18,6 +18,7 @@ from hvext.bench.result import Result
 from hvext.bench.statistics import Samples, Where
 from hvext.bench.verdict import LevelVerdict, Verdict
 from hvext.bench.words import percent_text
+from hvext.core.page import document
 
 #: A page that carries more of its own data than this is a burden: the data are left out then.
 MOST_DATA_BYTES = 1_000_000
@@ -42,14 +43,7 @@ def html_report(result: Result, verdict: Verdict) -> str:
         _download(result),
     ]
     style = resources.files("hvext.bench").joinpath("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>hvext bench: {escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"hvext bench: {title}", style, parts)
 
 
 def _order(samples: Samples, verdict: Verdict) -> list[Where]:

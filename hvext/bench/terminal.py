@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Self
 
 from hvext.bench.extra import bench_extra
 from hvext.bench.figures import Row, columns, rows
-from hvext.bench.overall import Finding
+from hvext.bench.overall import Finding, finding
 from hvext.bench.result import Result
 from hvext.bench.statistics import Samples
 from hvext.bench.verdict import LevelVerdict, Verdict, recommended
@@ -29,7 +29,9 @@ LINE_EVERY_S = 30.0
 #: What stands for the signs that an encoding does not have.
 PLAIN = str.maketrans({"µ": "u", "\u2212": "-", "–": "-", "…": "...", "·": "-"})  # noqa: RUF001 - the very signs
 STYLES = {Finding.FASTER: "green", Finding.SLOWER: "red", Finding.UNCLEAR: "dim"}
-SHORT = {Finding.FASTER: "faster", Finding.SLOWER: "slower", Finding.UNCLEAR: "-"}
+SHORT = {Finding.FASTER: "faster", Finding.SLOWER: "slower", Finding.UNCLEAR: "unsure"}
+#: What the last of these means: an interval beside it may well leave out 0.
+UNSURE = "unsure: may be chance, as so many are compared (corrected for their number), or too small to count"
 
 
 def print_result(result: Result, verdict: Verdict, *, file: IO[str] | None = None) -> None:
@@ -38,6 +40,8 @@ def print_result(result: Result, verdict: Verdict, *, file: IO[str] | None = Non
     samples = Samples(result)
     for where in samples.places:
         print_rows(console, where.words, rows(samples, verdict, where), verdict.baseline)
+    if any(finding(item) is Finding.UNCLEAR for item in verdict.differences):
+        _say(console, UNSURE)
     for note in result.notes:
         _say(console, f"note: {note}")
     for level in reversed(verdict.levels):
@@ -82,6 +86,8 @@ def print_comparison(comparison: Comparison, *, file: IO[str] | None = None) -> 
         shown = [f"  {change.access}", change.before, change.after, speed, interval.removesuffix(" %")]
         table.add_row(*(_escaped(console, text) for text in shown), _found(change.finding))
     console.print(table)
+    if any(change.finding is Finding.UNCLEAR for change in comparison.changes):
+        _say(console, UNSURE)
     console.print()
     for total in comparison.overall:
         _say(console, total.words)
@@ -89,9 +95,20 @@ def print_comparison(comparison: Comparison, *, file: IO[str] | None = None) -> 
         _say(console, f"note: {missing}")
 
 
-def print_tuned(result: Result, tuned: Tuned, *, file: IO[str] | None = None) -> None:
-    """Print how other options compare with those given, and which to use; raises InputError when rich is missing."""
+def print_tuned(result: Result | None, tuned: Tuned, *, file: IO[str] | None = None) -> None:
+    """Print how other options compare with those given, and which to use; raises InputError when rich is missing.
+
+    ``result`` is None where nothing had to be measured.
+    """
     console = _console(file)
+    if result is not None:
+        _print_compared(console, result, tuned)
+    options = ",".join(f"{name}={value}" for name, value in tuned.options.items()) or "none"
+    console.print(_plain(console, f"Disk options to use: {options}"), style="bold", markup=False)
+    _say(console, tuned.reason)
+
+
+def _print_compared(console: Console, result: Result, tuned: Tuned) -> None:
     table = _table(console, "Speed against the options as given, over all workloads")
     table.add_column("options")
     for name in ("speed", "95 %", "p"):
@@ -104,9 +121,6 @@ def print_tuned(result: Result, tuned: Tuned, *, file: IO[str] | None = None) ->
     for note in result.notes:
         _say(console, f"note: {note}")
     console.print()
-    options = ",".join(f"{name}={value}" for name, value in tuned.options.items()) or "none"
-    console.print(_plain(console, f"Disk options to use: {options}"), style="bold", markup=False)
-    _say(console, tuned.reason)
 
 
 class Progress:

@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from hvext.bench.overall import Overall, corrected, overall
+from hvext.bench import statistics
+from hvext.bench.overall import DECISION_ALPHA, DECISIVE_ROUNDS, MIN_EFFECT, Overall, corrected, differs, overall
 from hvext.bench.places import Place, place
 from hvext.bench.result import Level, Result
 from hvext.bench.statistics import Samples, Where
-from hvext.bench.words import change_text
+from hvext.bench.words import change_text, count_words
 from hvext.core.access import Access
 from hvext.core.options import Aio, DeviceModel, DiskOptions
 from hvext.core.plan import options_obstacle
 from hvext.core.uri.file import FileLocation
 from hvext.core.value import replace
+from hvext.errors import InputError
 
 #: What the options as they are given are called.
 AS_GIVEN = "as given"
@@ -28,11 +30,17 @@ OPTION = "option"
 
 
 def preferred(places: Sequence[Place], access: Access) -> Place:
-    """Return the place that the disk's access choice comes to: a URI where there is one, unless the path is wished."""
+    """Return the place that the disk's access choice comes to: a URI where there is one, unless the path is wished.
+
+    Raises InputError where only vhost-user is offered.
+    """
     userspace = [item for item in places if item.access.kind == Access.USERSPACE]
     kernelspace = [item for item in places if item.access.kind == Access.KERNELSPACE]
     ordered = [*kernelspace, *userspace] if access is Access.KERNELSPACE else [*userspace, *kernelspace]
-    return next(item for item in ordered if item.location.block_node)
+    for item in ordered:
+        if item.location.block_node:
+            return item
+    raise InputError("the volume is only offered over vhost-user: it has no options to choose")
 
 
 def variations(found: Place, *, guest: bool, cpus: int = 1) -> list[Place]:
@@ -119,7 +127,7 @@ def choose(result: Result) -> Tuned:
         return Tuned(
             best=AS_GIVEN,
             options=_options(result, AS_GIVEN),
-            reason=f"nothing is faster than the options as given, {where}",
+            reason=_undecided(compared, where),
             compared=tuple(compared),
         )
     best = max(faster, key=lambda item: item.speed.value)
@@ -132,7 +140,39 @@ def choose(result: Result) -> Tuned:
     )
 
 
+def _undecided(compared: Sequence[Overall], where: str) -> str:
+    """Return why the options as given are to be kept: also where others seem to be faster, and that is not proven."""
+    rounds = max((item.rounds for item in compared), default=DECISIVE_ROUNDS)
+    if rounds < DECISIVE_ROUNDS:
+        return f"{count_words(rounds, 'round')}: too few for any conclusion {where}, it takes {DECISIVE_ROUNDS}"
+    likely = [item for item in compared if item.speed.value > 1 and differs(item.speed, MIN_EFFECT, statistics.ALPHA)]
+    if not likely:
+        return f"nothing is shown to be faster than the options as given, {where}"
+    best = max(likely, key=lambda item: item.speed.value)
+    evidence = f"{count_words(best.rounds, 'round')}, p {best.speed.p:.3f}"
+    return (
+        f"there may be a difference {where}, but these figures do not prove it: {best.access} "
+        f"{change_text(best.speed)} against the options as given ({evidence}; p has to be below {DECISION_ALPHA}, and "
+        f"below {statistics.ALPHA} when corrected for the number of options); more --rounds can tell"
+    )
+
+
+class NothingToVary(Exception):
+    """An access has no option that is ours to choose: ``tuned`` says so, and nothing has to be measured for it."""
+
+    def __init__(self, found: Place, *, guest: bool) -> None:
+        where = "in a guest" if guest else "on the host"
+        more = "" if guest else "; --level guest varies iothread"
+        reason = f"nothing was measured: {where} there is no option to choose for {found.name}{more}"
+        super().__init__(reason)
+        self.tuned = Tuned(best=AS_GIVEN, options=_to_give(found.access.options), reason=reason, compared=())
+
+
 def _options(result: Result, name: str) -> Mapping[str, str]:
-    """Return what to give as ``-o``; what the benchmark itself had set is no part of it."""
-    access = next(item for item in result.accesses if item.name == name)
-    return {key: value for key, value in access.options.items() if key != "read_only"}
+    """Return what to give as ``-o``."""
+    return _to_give(next(item for item in result.accesses if item.name == name).options)
+
+
+def _to_give(options: Mapping[str, str]) -> Mapping[str, str]:
+    """Return options without what the benchmark itself had set."""
+    return {key: value for key, value in options.items() if key != "read_only"}

@@ -33,12 +33,20 @@ from hvext.bench.workload import OVERHEAD_S
 
 
 class Recommendation(StrEnum):
-    """What to give as ``access``; or, where disk options were measured, that others are better."""
+    """What to give as ``access``; or, where disk options were measured, that others are better.
+
+    ``DEPENDS``: none is the faster one over all workloads, and one of them is faster in some and slower in others.
+    """
 
     USERSPACE = "userspace"
     KERNELSPACE = "kernelspace"
     OPTION = "option"
+    DEPENDS = "it depends on the workload"
     NONE = "no measurable difference"
+
+
+#: What to do where no access is the faster one.
+_BY_WORKLOAD = "Choose by what your guests do; --job measures a workload like theirs."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +195,6 @@ def _judge_level(
     savings = [(item.access, 1 / item.cpu.value, item.cpu_differs) for item in compared if item.cpu is not None]
     saver = "" if winner or len(savings) < len(compared) else _winner(base.name, savings)
     same = all(item.speed.within(1 / SAME, SAME) for item in compared)
-    certain = bool(winner) or same
     chosen = winner or saver
     reason = Reason(
         where=where,
@@ -197,13 +204,16 @@ def _judge_level(
         winner=winner,
         saver=saver,
     )
+    depends = not chosen and reason.depends
+    certain = bool(winner) or same or depends
+    none = Recommendation.DEPENDS if depends else Recommendation.NONE
     return LevelVerdict(
         level=level,
-        recommendation=kinds[chosen] if chosen else Recommendation.NONE,
+        recommendation=kinds[chosen] if chosen else none,
         access=chosen,
         reason=reason.sentence(),
         certain=certain,
-        advice="" if certain else _advice(samples, places, compared),
+        advice=_BY_WORKLOAD if depends else "" if certain else _advice(samples, places, compared),
         by_cpu=bool(saver),
         overall=(*compared, *shown),
     )

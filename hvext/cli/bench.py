@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
-import zlib
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
+from hvext.bench.extra import check_extra
 from hvext.bench.places import Made, Place
 from hvext.bench.result import Level, Result, Workload
 from hvext.bench.run import Settings, measure
 from hvext.bench.workload import FULL, QUICK, STANDARD, Length, parse_jobs, size_bytes
 from hvext.cli.arguments import disk, provider_host
+from hvext.cli.files import check_writable, read_result, write_whole
 from hvext.cli.output import print_json
 from hvext.core.options import DeviceModel
 from hvext.errors import HvextError, InputError
 
 _Kind = TypeVar("_Kind", bound=StrEnum)
-#: How the name of a file ends that is to be packed: fio's whole output is large.
-_PACKED = ".gz"
 _MAX_CPUS = 64
 
 
@@ -33,20 +32,27 @@ def bench(arguments: argparse.Namespace) -> int:
     from hvext.bench.terminal import Progress, print_result
     from hvext.bench.verdict import judge
 
-    settings = _settings(arguments)
+    wished_settings = settings(arguments)
     for name in (arguments.out, arguments.html):
-        _check_writable(name)
+        check_writable(name)
+    check_extra(table=not arguments.json, page=bool(arguments.html))
     with Progress(quiet=arguments.json) as progress:
-        result = measure(provider_host(arguments), disk(arguments), settings, progress)
-    # The file first: whatever fails afterwards, what was measured is there.
-    _write(arguments.out, json.dumps(result.to_json(), ensure_ascii=False))
-    verdict = judge(result)
-    if arguments.html:
-        _write(arguments.html, html_report(result, verdict))
-    if arguments.json:
-        print_json({"verdict": verdict.to_json(), "result": None if arguments.out else result.to_json()})
-    else:
-        print_result(result, verdict)
+        result = measure(provider_host(arguments), disk(arguments), wished_settings, progress)
+    # Whichever of file, page and table fails, the others are had; the file is the first of them.
+    kept = False
+    try:
+        keep(arguments.out, result)
+        kept = bool(arguments.out)
+    finally:
+        verdict = judge(result)
+        try:
+            if arguments.html:
+                write_whole(arguments.html, html_report(result, verdict))
+        finally:
+            if arguments.json:
+                print_json({"verdict": verdict.to_json(), "result": None if kept else result.to_json()})
+            else:
+                print_result(result, verdict)
     return 0
 
 
@@ -54,26 +60,41 @@ def tune(arguments: argparse.Namespace) -> int:
     """Measure the options of a disk, and print those to use."""
     from hvext.bench.beside import Layer, beside
     from hvext.bench.terminal import Progress, print_tuned
-    from hvext.bench.tune import choose, preferred, variations
+    from hvext.bench.tune import NothingToVary, choose, preferred, variations
 
-    layers = _each(Layer, arguments.beside, "--beside")
-    settings = _settings(arguments)
-    _check_writable(arguments.out)
+    layers = each(Layer, arguments.beside, "--beside")
+    wished_settings = settings(arguments)
+    check_writable(arguments.out)
+    check_extra(table=not arguments.json, page=False)
     wished = disk(arguments)
-    guest = Level.GUEST in settings.levels
+    guest = Level.GUEST in wished_settings.levels
 
     def vary(places: Sequence[Place]) -> Sequence[Place]:
         found = preferred(places, wished.access)
-        return beside(found, layers) if layers else variations(found, guest=guest, cpus=settings.cpus)
+        if layers:
+            return beside(found, layers)
+        varied = variations(found, guest=guest, cpus=wished_settings.cpus)
+        if len(varied) == 1:
+            raise NothingToVary(found, guest=guest)
+        return varied
 
-    with Progress(quiet=arguments.json) as progress:
-        result = measure(provider_host(arguments), wished, settings, progress, vary=vary)
-    _write(arguments.out, json.dumps(result.to_json(), ensure_ascii=False))
-    tuned = choose(result)
-    if arguments.json:
-        print_json(tuned.to_json())
-    else:
-        print_tuned(result, tuned)
+    try:
+        with Progress(quiet=arguments.json) as progress:
+            result = measure(provider_host(arguments), wished, wished_settings, progress, vary=vary)
+    except NothingToVary as nothing:
+        if arguments.json:
+            print_json(nothing.tuned.to_json())
+        else:
+            print_tuned(None, nothing.tuned)
+        return 0
+    try:
+        keep(arguments.out, result)
+    finally:
+        tuned = choose(result)
+        if arguments.json:
+            print_json(tuned.to_json())
+        else:
+            print_tuned(result, tuned)
     return 0
 
 
@@ -82,7 +103,7 @@ def compare(arguments: argparse.Namespace) -> int:
     from hvext.bench.compare import compare as compared
     from hvext.bench.terminal import print_comparison
 
-    comparison = compared(_read(arguments.before), _read(arguments.after))
+    comparison = compared(read_result(arguments.before), read_result(arguments.after))
     if arguments.json:
         print_json(comparison.to_json())
     else:
@@ -95,18 +116,50 @@ def report(arguments: argparse.Namespace) -> int:
     from hvext.bench.report import html_report
     from hvext.bench.verdict import judge
 
-    result = _read(arguments.result)
-    _write(arguments.html, html_report(result, judge(result)))
+    result = read_result(arguments.result)
+    write_whole(arguments.html, html_report(result, judge(result)))
     return 0
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
+def keep(name: str | None, result: Result) -> None:
+    """Write a result into a file; without a name nothing.
+
+    Raises HvextError where that fails. What was measured is written into the folder for temporary files then, if that
+    has room, as measuring it again takes its time: the hint says so.
+    """
+    text = json.dumps(result.to_json(), ensure_ascii=False)
+    try:
+        write_whole(name, text)
+    except HvextError as error:
+        if elsewhere := _kept_elsewhere(text):
+            error.hint = f"what was measured is in {elsewhere}; `hvext bench report` makes a page of it"
+        else:
+            error.hint = "what was measured is kept nowhere; what it says is printed"
+        raise
+
+
+def _kept_elsewhere(text: str) -> str | None:
+    """Return the file in the folder for temporary files that has the text now; None where it has no room either."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="hvext-bench-"))
+    except OSError:
+        return None
+    try:
+        write_whole(f"{folder}/result.json", text)
+    except HvextError:
+        folder.rmdir()
+        return None
+    return f"{folder}/result.json"
+
+
+def settings(arguments: argparse.Namespace) -> Settings:
+    """Return what is to be measured; raises InputError."""
     levels = (Level.HOST, Level.GUEST) if arguments.level == "both" else (Level(arguments.level),)
     return Settings(
         length=_length(arguments),
         levels=levels,
-        devices=_each(DeviceModel, arguments.devices, "--devices"),
-        made=_each(Made, arguments.made, "--made"),
+        devices=each(DeviceModel, arguments.devices, "--devices"),
+        made=each(Made, arguments.made, "--made"),
         jobs=_jobs(arguments.job),
         span_bytes=size_bytes(arguments.span, "--span"),
         destroy_data=arguments.destroy_data,
@@ -116,7 +169,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def _each(kind: type[_Kind], text: str, option: str) -> tuple[_Kind, ...]:
+def each(kind: type[_Kind], text: str, option: str) -> tuple[_Kind, ...]:
     """Return the values of a list with commas; raises InputError."""
     names = [name for name in text.split(",") if name]
     unknown = [name for name in names if name not in tuple(kind)]
@@ -145,32 +198,3 @@ def _jobs(name: str | None) -> tuple[Workload, ...]:
         return parse_jobs(Path(name).read_text(encoding="utf-8"), name)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the jobs in {name}: {error}") from error
-
-
-def _read(name: str) -> Result:
-    try:
-        kept = Path(name).read_bytes()
-        return Result.read((gzip.decompress(kept) if name.endswith(_PACKED) else kept).decode())
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {name}: {error}") from error
-    except InputError as error:
-        raise InputError(f"{name}: {error.message}", hint=error.hint) from error
-
-
-def _check_writable(name: str | None) -> None:
-    """Raise InputError now for a file that could not be written later: a benchmark takes its time."""
-    if name and not Path(name).absolute().parent.is_dir():
-        raise InputError(f"cannot write {name}: there is no folder {Path(name).absolute().parent}")
-
-
-def _write(name: str | None, text: str) -> None:
-    if not name:
-        return
-    path = Path(name)
-    new = path.with_name(f".{path.name}.new")
-    kept = f"{text}\n".encode()
-    try:
-        new.write_bytes(gzip.compress(kept, mtime=0) if name.endswith(_PACKED) else kept)
-        new.replace(path)
-    except OSError as error:
-        raise HvextError(f"cannot write {name}: {error.strerror}") from error

@@ -22,7 +22,7 @@ import pytest
 from hvext.bench.places import Made
 from hvext.bench.result import Result
 from hvext.bench.run import Settings, measure
-from hvext.bench.verdict import judge
+from hvext.bench.verdict import Recommendation, judge
 from hvext.bench.workload import QUICK, RAND_READ_1
 from hvext.core.disk import Disk
 from hvext.host.provider import ProviderHost
@@ -139,7 +139,7 @@ def test_the_command_keeps_the_result_and_writes_the_page(sample: Sample, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "randread-4k-qd1" in done.stdout
     told = json.loads(hvext("bench", *named(sample), *short, "--json").stdout)
-    assert told["verdict"]["recommendation"] in ("userspace", "kernelspace", "no measurable difference")
+    assert told["verdict"]["recommendation"] in list(Recommendation)
     result = Result.read(out.read_text())
     assert len(result.runs) == 2 * 2 * 3
     assert page.read_text().lstrip().lower().startswith("<!doctype html")
@@ -157,8 +157,10 @@ def test_tuning_compares_the_options_and_changes_nothing_that_decides_what_is_sa
         {} if told["best"] == "as given" else {"aio": told["best"].removeprefix("aio=")}
     )
     # Over NBD there is nothing to choose on the host.
-    told = json.loads(hvext("tune", *named(sample), *short).stdout)
+    done = hvext("tune", *named(sample), *short)
+    told = json.loads(done.stdout)
     assert (told["best"], told["compared"]) == ("as given", [])
+    assert told["reason"].startswith("nothing was measured: on the host there is no option to choose for nbd")
 
 
 def test_the_defaults_of_other_layers_are_measured_beside_those_of_the_disk(sample: Sample, tmp_path: Path) -> None:
@@ -223,6 +225,41 @@ def test_a_wrong_value_is_said_before_anything_is_attached(sample: Sample, words
     done = hvext("bench", *named(sample), *words)
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
     assert not list(sample.folder.rglob("*.sock"))
+
+
+@pytest.mark.parametrize("library", ["scipy", "rich", "matplotlib"])
+def test_a_missing_library_is_said_before_anything_is_measured(sample: Sample, tmp_path: Path, library: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{library!r}] = None\n")
+    words = ["--quick", "--html", tmp_path / "r.html", "--log-dir", tmp_path / "log"]
+    argv = [sys.executable, "-m", "hvext", "bench", *named(sample), *map(str, words)]
+    found = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=found)
+    assert done.returncode == 2, done.stderr
+    assert f"{library}, which hvext bench needs, is not installed" in done.stderr
+    assert "pip install 'hvext[bench]'" in done.stderr
+    assert f" python3-{library}" in done.stderr, "Debian's pip installs nothing for Debian's own Python"
+    assert not (tmp_path / "log").exists(), "a script of the provider was called"
+
+
+def test_a_full_disk_does_not_take_the_verdict_of_a_benchmark(sample: Sample, tmp_path: Path) -> None:
+    short = ("--quick", "--rounds", 1, "--runtime", 0.1, "--span", "16M")
+    full = tmp_path / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(full)], check=True, timeout=60)
+    (full / "other").write_bytes(bytes(4096))
+    try:
+        done = hvext(
+            "bench", *named(sample), *short, "--out", full / "r.json", env={**os.environ, "TMPDIR": str(tmp_path)}
+        )
+        assert [path.name for path in full.iterdir()] == ["other"], "half a file"
+    finally:
+        subprocess.run(["umount", str(full)], check=True, timeout=60)
+    assert done.returncode == 1
+    assert "Recommendation: " in done.stdout
+    assert f"cannot write {full}/r.json: No space left on device" in done.stderr
+    (kept,) = tmp_path.glob("hvext-bench-*/result.json")
+    assert str(kept) in done.stderr
+    assert len(Result.read(kept.read_text()).runs) == 2 * 3
 
 
 def test_a_job_that_writes_needs_the_word(sample: Sample, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import sys
 from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -19,43 +18,11 @@ from hvext.bench.report import html_report
 from hvext.bench.result import QEMU_IMG, Level, Result
 from hvext.bench.verdict import judge
 from tests.benching import BLOCK, NBD, VHOST, WORKLOADS, benchmark, chances
-from tests.conftest import need
+from tests.browser import PHONE, Page, pixels, too_wide
 
-PHONE = (390, 844)
-#: Colours of report.css: the page's, the first and second other access's.
+#: Colours of the page: the page's, the first and second other access's.
 LIGHT = {"page": (0xF6, 0xF7, 0xF9), "nbd": (0x00, 0x72, 0xB2), "vhost-user": (0xD5, 0x5E, 0x00)}
 DARK = {"page": (0x11, 0x16, 0x1D), "nbd": (0x56, 0xB4, 0xE9), "vhost-user": (0xFF, 0x90, 0x40)}
-#: What a page tells the one around it, and one that shows it on a phone: a window itself cannot be that narrow.
-TELL = "<script>parent.postMessage(document.documentElement.scrollWidth + ' of ' + innerWidth, '*')</script></body>"
-AROUND = """<title>?</title><script>onmessage = event => { document.title = event.data }</script>
-<iframe src="measured.html" width="390" height="844" style="border: 0"></iframe>"""
-
-
-class Page(HTMLParser):
-    """Every tag of a page with its attributes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-
-    def all(self, attribute: str) -> list[str]:
-        return [attributes[attribute] for _, attributes in self.tags if attribute in attributes]
-
-
-def chromium(page: Path, *arguments: str, size: tuple[int, int] = PHONE) -> str:
-    """Open a page without a window; return what the browser prints."""
-    program = need("chromium", "chromium")
-    profile = page.with_suffix(".profile")
-    words = "headless no-sandbox disable-gpu disable-quic no-first-run hide-scrollbars disable-background-networking"
-    words += f" disable-component-update disable-sync user-data-dir={profile} window-size={size[0]},{size[1]}"
-    argv = [program, *(f"--{word}" for word in words.split()), *arguments, page.as_uri()]
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +47,9 @@ def text(result: Result) -> str:
 def test_a_phone_shows_the_page_with_its_plots(
     scheme: str, colours: Mapping[str, tuple[int, int, int]], text: str, tmp_path: Path
 ) -> None:
-    from PIL import Image
-
-    page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    page = tmp_path / "page.html"
     page.write_text(text, encoding="utf-8")
-    chosen = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
-    chromium(page, chosen, f"--screenshot={picture}", size=(PHONE[0], 3000))
-    with Image.open(picture) as opened:
-        assert opened.size == (PHONE[0], 3000)
-        counts = {colour: count for count, colour in opened.convert("RGB").getcolors(1 << 24)}
+    counts = pixels(page, scheme, (PHONE[0], 3000))
     assert counts.get(colours["page"], 0) > 20_000, "the background of this scheme"
     # Bars are full of the colour of an access; the keys of the table have some hundred pixels of it.
     assert counts.get(colours["nbd"], 0) > 4_000
@@ -96,28 +57,15 @@ def test_a_phone_shows_the_page_with_its_plots(
     assert len(counts) > 200, "text"
 
 
-def measured(text: str, folder: Path) -> tuple[int, int]:
-    """Return how wide the page is on a phone, and the phone."""
-    folder.joinpath("measured.html").write_text(text.replace("</body>", TELL), encoding="utf-8")
-    page = folder / "around.html"
-    page.write_text(AROUND, encoding="utf-8")
-    found = re.search(r"<title>(\d+) of (\d+)</title>", chromium(page, "--dump-dom"))
-    assert found is not None
-    return int(found[1]), int(found[2])
-
-
 def test_a_phone_need_not_scroll_sideways(text: str, tmp_path: Path) -> None:
-    wide, phone = measured(text, tmp_path)
-    assert phone == PHONE[0]
-    assert wide <= phone
+    assert too_wide(text, tmp_path) == 0
 
 
 def test_long_names_make_no_phone_scroll_sideways(tmp_path: Path) -> None:
     long = replace(NBD, name="nbd-over-a-very-long-name-of-an-access", words="nbd://" + "a" * 200)
     result = benchmark(chances(2), accesses=(BLOCK, long), workloads=WORKLOADS[:1], bins=True)
     result = replace(result, volume={**result.volume, "name": "v" * 120}, notes=("n" * 150,))
-    wide, phone = measured(html_report(result, judge(result)), tmp_path)
-    assert wide <= phone
+    assert too_wide(html_report(result, judge(result)), tmp_path) == 0
 
 
 def test_the_page_needs_nothing_but_itself(text: str) -> None:
@@ -154,6 +102,12 @@ def test_the_recommendation_is_on_top(result: Result, text: str) -> None:
     assert "access=userspace" in text
     assert text.index(verdict.reason) < text.index("<table>") < text.index("How it was compared")
     assert text.index("In a guest, virtio-blk-pci") < text.index("<h2>On the host"), "what decides comes first"
+
+
+def test_no_caption_says_more_than_the_findings_of_the_table(text: str) -> None:
+    caption = next(words for words in re.findall("<figcaption>([^<]*)", text) if "95 % intervals. One" in words)
+    assert "may still be chance" in caption
+    assert "an interval may leave out 0 where no difference is shown" in text
 
 
 def test_the_data_in_the_page_say_the_same_again(result: Result, text: str) -> None:

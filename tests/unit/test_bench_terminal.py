@@ -52,6 +52,17 @@ def test_the_table_fits_into_80_columns_with_its_figures(result: Result, monkeyp
     assert "\x1b" not in written.getvalue()
 
 
+def test_an_interval_beside_which_nothing_is_concluded_has_its_reason(result: Result) -> None:
+    written = io.StringIO()
+    print_result(result, judge(result), file=written)
+    assert "unsure: may be chance" in written.getvalue(), "an access like the block path is among them"
+    assert any(line.rstrip().endswith(" unsure") for line in written.getvalue().splitlines())
+    clear = benchmark(chances(1), change=lambda access, _: (0.2 if access == "nbd" else 1, 0))
+    written = io.StringIO()
+    print_result(clear, judge(clear), file=written)
+    assert "unsure" not in written.getvalue()
+
+
 def test_an_encoding_without_signs_gets_plain_ones(result: Result) -> None:
     raw = io.BytesIO()
     with io.TextIOWrapper(raw, encoding="ascii") as written:

@@ -121,6 +121,29 @@ def test_mixed_results_are_said() -> None:
     assert "slower in read-1m-8" in verdict.reason
 
 
+def test_workloads_that_contradict_each_other_are_no_missing_difference() -> None:
+    def change(access: str, workload: str) -> tuple[float, float]:
+        return (1, 0) if access == "block" else (1.3, 0) if workload == WORKLOADS[0].name else (1 / 1.3, 0)
+
+    verdict = judge(benchmark(chances(8), change=change, rounds=10, workloads=WORKLOADS[:2], noise=calm))
+    assert (verdict.recommendation, verdict.access) == (Recommendation.DEPENDS, "")
+    assert recommended(verdict.levels[0]) == "Recommendation: it depends on the workload"
+    faster, slower = WORKLOADS[1].name, WORKLOADS[0].name
+    assert (
+        f"No access is the faster one on the host: nbd is faster in {faster} and slower in {slower} (" in verdict.reason
+    )
+    assert "--job" in verdict.advice
+
+
+def test_a_workload_that_stands_alone_with_its_difference_is_named() -> None:
+    def change(access: str, workload: str) -> tuple[float, float]:
+        return (1.04 if access == "nbd" and workload == WORKLOADS[0].name else 1, 0)
+
+    verdict = judge(benchmark(chances(8), change=change, rounds=10, noise=calm))
+    assert verdict.recommendation is Recommendation.NONE
+    assert f"; by itself, nbd is slower in {WORKLOADS[0].name}." in verdict.reason
+
+
 def test_what_was_made_for_comparison_is_never_recommended() -> None:
     result = benchmark(chances(9), change=times({"vhost-user": 0.5}), accesses=(VHOST, NBD, BLOCK), noise=calm)
     verdict = judge(result)
@@ -182,7 +205,8 @@ def test_a_missing_library_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=r"scipy\S* .*not installed") as caught:
         judge(benchmark(chances(16), workloads=WORKLOADS[:1]))
-    assert caught.value.hint == "pip install 'hvext[bench]'"
+    assert " -m pip install 'hvext[bench]'" in caught.value.hint
+    assert "python3-scipy python3-matplotlib python3-rich" in caught.value.hint
 
 
 def test_what_one_run_in_twenty_shows_by_chance_is_a_hint_and_no_recommendation() -> None:
@@ -192,5 +216,5 @@ def test_what_one_run_in_twenty_shows_by_chance_is_a_hint_and_no_recommendation(
     assert verdict.levels[0].overall[0].speed.p == pytest.approx(10 / 256)
     assert verdict.recommendation is Recommendation.NONE
     assert not verdict.certain
-    assert verdict.reason.startswith("The figures hint at a difference on the host, but do not carry it: nbd")
+    assert verdict.reason.startswith("There may be a difference on the host, but these figures do not prove it: nbd")
     assert "rounds, about" in verdict.advice

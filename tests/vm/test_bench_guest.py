@@ -101,8 +101,9 @@ def test_a_guest_without_fio_says_how_to_get_it(tmp_path: Path) -> None:
     with short_folder() as folder:
         disk = Disk.from_mapping({"provider": "sample", "volume": "b", "parameters": {"dir": str(folder)}})
         volumes.create_volume(host, disk, 64)
-        settings = Settings(length=QUICK, levels=(Level.GUEST,), guest=tmp_path / "out")
+        settings = Settings(length=QUICK, levels=(Level.HOST, Level.GUEST), guest=tmp_path / "out")
         with pytest.raises(ProgramError) as caught:
-            measure(host, disk, settings, Quiet())
+            # Nothing is attached, and nothing measured on the host, for a guest that cannot be had.
+            measure(ProviderHost(search_path=()), disk, settings, Quiet())
         assert "vm-images/build-fio" in caught.value.hint
         volumes.remove_volume(host, disk)
