@@ -1,0 +1,1 @@
+"""A host's VMs and disks as one page to look at."""
