@@ -11,7 +11,7 @@ PAGE = Path(__file__).parents[2] / "docs/uris.md"
 _START, _END = "<!-- disagreements: written by tests/corpus/page.py -->\n", "<!-- end of disagreements -->\n"
 _TITLE = "# Storage URIs"
 _INTRODUCTION = (
-    "## Where hvext and QEMU part",
+    "### Where hvext and QEMU part",
     "",
     f"{len(CORPUS)} texts were given to QEMU as `-drive file=`, and as `blockdev-add` with the options that hvext",
     "makes of them; what the block drivers then asked of their client libraries was written down. Apart from these",
@@ -19,7 +19,7 @@ _INTRODUCTION = (
     "",
 )
 _LIBVIRT = (
-    "## Where hvext and libvirt part",
+    "### Where hvext and libvirt part",
     "",
     "All that XML can say of these texts was given to libvirt 9.0 (`domxml-to-native`), and its node compared with",
     "hvext's. libvirt writes out what is the default anyway: the port in a URL, Gluster's debug level 4, and for a",
@@ -40,7 +40,7 @@ def section() -> str:
     for verdict in Verdict:
         reasons = dict.fromkeys(entry.why for entry in DISAGREEMENTS if entry.verdict is verdict)
         if reasons:
-            lines += [f"### {verdict}", ""]
+            lines += [f"#### {verdict}", ""]
         for why in reasons:
             lines += [why, "", "| row | text | QEMU |", "|---|---|---|"]
             releases: dict[str, list[str]] = {}

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pwd
+import select
 import shlex
 import shutil
 import signal
@@ -63,10 +64,22 @@ class Qmp:
         if not self._lines.readline():
             self.close()
             raise Refused("QEMU ended")
-        self.execute("qmp_capabilities")
+        self._send("qmp_capabilities", {})
+        # See hvext.host.qmp: a QEMU that starts may wait for another client.
+        while not select.select([self._socket], [], [], 1.0)[0] and time.monotonic() < deadline + _READY_S:
+            with socket.socket(socket.AF_UNIX) as other, contextlib.suppress(OSError):
+                other.settimeout(1.0)
+                other.connect(str(path))
+        self._answer()
+
+    def _send(self, command: str, arguments: dict[str, Any]) -> None:
+        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
 
     def execute(self, command: str, **arguments: Any) -> Any:
-        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        self._send(command, arguments)
+        return self._answer()
+
+    def _answer(self) -> Any:
         while True:
             answer = json.loads(self._lines.readline())
             if "error" in answer:

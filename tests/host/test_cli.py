@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from typing import Any
 import pytest
 from lxml import etree
 
+from hvext.cli.output import place_text
 from hvext.core.identity import DiskNames
 from hvext.core.volume import derived_uuid
 from hvext.host import process
@@ -30,7 +33,8 @@ COMMANDS = (
     *("providers", "provider", "create", "remove", "grow", "attach", "detach", "open", "close", "setinfo", "snapshot"),
     *("verify", "args", "explain", "plug", "unplug", "repoint", "resize", "disks", "capabilities"),
     *("demo", "audit", "recover", "watch", "migrate-begin", "migrate-listen", "migrate", "migrate-finish"),
-    *("migrate-cancel", "stop", "bench", "bench-compare", "bench-report", "tune", "sanity", "new-provider"),
+    *("migrate-cancel", "stop", "bench", "bench-compare", "bench-report", "tune", "sanity", "new-provider", "doctor"),
+    *("metrics", "top", "report", "completion", "resume"),
 )
 SOON_S = 60.0
 RBD_AND_PATH = "/dev/rbd0\nkvm:rbd:pool/image\nxen-pvm:phy:x\n"
@@ -81,14 +85,15 @@ def hvext(*words: str, stdin: bytes = b"", status: int | None = None, **environm
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     result = hvext(command, "--help", status=0)
-    assert result.out.startswith(f"usage: hvext {command} ")
+    assert result.out.startswith(f"usage: hvext {command.replace('bench-', 'bench ')} ")
     assert result.err == ""
 
 
 def test_the_program_lists_its_commands() -> None:
     out = hvext("--help", status=0).out
-    listed = {line.split()[0] for line in out.splitlines() if line.startswith("    ") and line[4] != " "}
-    assert listed == set(COMMANDS)
+    listed = {line[4:].split("  ")[0] for line in out.splitlines() if line.startswith("    ") and line[4] != " "}
+    # As the documentation spells them.
+    assert listed == {command.replace("bench-", "bench ") for command in COMMANDS}
 
 
 @pytest.mark.parametrize("words", [["--help"], ["explain", "--offline", "ANSWER"], ["providers"]])
@@ -109,6 +114,29 @@ print("loaded:", sorted(heavy & set(sys.modules)))
     ).stdout
     assert out.endswith("loaded: []\n")
     assert len(out.splitlines()) > 1
+
+
+@pytest.mark.parametrize(
+    "module", ["hvext.cli", "argparse", "hvext.cli.output", "hvext.cli.parser", "hvext.cli.volumes"]
+)
+def test_ctrl_c_while_a_command_is_loaded_ends_it_without_a_word(module: str) -> None:
+    program = """
+import runpy, signal, sys
+
+class Impatient:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == module:
+            signal.raise_signal(signal.SIGINT)
+
+module = sys.argv[1]
+sys.argv = ["hvext", "attach", "sample", "v"]
+sys.meta_path.insert(0, Impatient)
+runpy.run_module("hvext", run_name="__main__")
+"""
+    argv = [sys.executable, "-c", program, module]
+    done = subprocess.run(argv, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 #: What runs programs, and what knows of running guests: neither is needed to read an answer.
@@ -187,10 +215,10 @@ def test_what_layers_call_again_and_again_loads_only_what_it_needs(tmp_path: Pat
 @pytest.mark.parametrize(
     ("steps", "left_out"),
     [
-        ("light.import_argparse(); light.import_uuid()", True),
-        ("import gettext, platform; light.import_argparse(); light.import_uuid()", False),
+        ("light.import_argparse(); light.import_uuid(); light.import_subprocess()", True),
+        ("import gettext, platform; light.import_argparse(); light.import_uuid(); light.import_subprocess()", False),
         # As with a Python whose modules need more of the others than is known here.
-        ("light._import_beside('argparse', 'gettext', {}); light._import_beside('uuid', 'platform', {})", True),
+        ("light._import_beside('argparse', gettext={}); light._import_beside('uuid', platform={})", True),
     ],
 )
 def test_modules_that_are_left_out_are_there_for_whoever_needs_them(steps: str, left_out: bool) -> None:
@@ -198,8 +226,12 @@ def test_modules_that_are_left_out_are_there_for_whoever_needs_them(steps: str, 
 import sys
 from hvext.cli import light
 {steps}
-assert ({{"gettext", "platform"}}.isdisjoint(sys.modules)) is {left_out}
-import argparse, gettext, platform, uuid
+assert ({{"gettext", "platform", "locale", "selectors"}}.isdisjoint(sys.modules)) is {left_out}
+import argparse, gettext, platform, subprocess, uuid
+said = subprocess.run(["printf", r"\\303\\251"], check=True, capture_output=True, text=True).stdout
+import locale
+assert subprocess.run(["cat"], check=True, capture_output=True, input=b"x" * 200000).stdout == b"x" * 200000
+assert locale.setlocale and said == b"\\303\\251".decode(locale.getencoding())
 assert gettext.translation and platform.python_version() and argparse.ArgumentParser() and uuid.UUID(int=1).hex
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
@@ -211,6 +243,11 @@ def test_importing_the_library_loads_nothing_of_weight() -> None:
     assert out == "set()\n"
 
 
+def test_a_path_is_shown_as_plug_names_it_whatever_qemu_opens_it_as() -> None:
+    shown = [place_text(text) for text in ("host_device:/dev/loop12", "file:/a:b", "nbd://h/x", "file.raw", "", None)]
+    assert shown == ["/dev/loop12", "/a:b", "nbd://h/x", "file.raw", "-", "-"]
+
+
 # --- Wrong words -----------------------------------------------------------------------------------------------------
 
 
@@ -218,9 +255,12 @@ def test_importing_the_library_loads_nothing_of_weight() -> None:
     ("words", "complaint"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["frobnicate"], "invalid choice: 'frobnicate'; hvext --help lists the commands"),
+        (["plu"], "invalid choice: 'plu'; hvext --help lists the commands; did you mean plug?"),
+        (["sanity", "--level", "stres"], "'data', 'stress'); did you mean stress?"),
         (["create", "sample", "v"], "the following arguments are required: --size"),
-        (["create", "sample", "v", "--size", "1G"], "invalid int value: '1G'"),
+        (["create", "sample", "v", "--size", "1G"], "sizes are whole numbers of MiB (1024 for 1G); got '1G'"),
+        (["create", "sample", "v", "--size", "big"], "sizes are whole numbers of MiB (1024 for 1 GiB); got 'big'"),
         (["create", "sample", "v", "--size", "0"], "size must be a whole number of MiB"),
         (["create", "sample", "a/b", "--size", "1"], "volume name 'a/b'"),
         (["create", "../sample", "v", "--size", "1"], "provider name '../sample'"),
@@ -246,6 +286,11 @@ def test_importing_the_library_loads_nothing_of_weight() -> None:
         (["explain", "/no/such/file"], "cannot read /no/such/file: No such file or directory"),
         (["explain", "/"], "cannot read /: Is a directory"),
         (["args"], "no disks are given"),
+        (["args", "--disk", "provider=sample,volum=v"], "a disk needs volume=; did you mean it by 'volum'?"),
+        (["sanity", "samplle"], "there is no provider 'samplle'; did you mean sample?"),
+        (["attach", "sample", "v", "-p", "dri=/x"], "no parameter 'dri'; did you mean dir?"),
+        (["audit", "--connect", "x"], "hint: libvirt's guests are in the journal too: --vm NAME names one"),
+        (["resume", "--connect=x"], "then virsh -c URI resume NAME"),
     ],
 )
 def test_a_wrong_command_or_value_ends_with_2_and_says_what_is_wrong(words: list[str], complaint: str) -> None:
@@ -254,10 +299,24 @@ def test_a_wrong_command_or_value_ends_with_2_and_says_what_is_wrong(words: list
     assert result.out == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["audit", "--qmp-timeout", "x"], "argument --qmp-timeout: must be a number of seconds above 0; got 'x'"),
+        (["plug", "--qmp", "x", "sample", "v", "--conect"], "unrecognized arguments: --conect"),
+        (["audit", "--conect", "y"], "unrecognized arguments: --conect y"),
+    ],
+)
+def test_a_wrong_word_is_told_without_a_screen_of_usage_before_it(words: list[str], line: str) -> None:
+    command = f"hvext {words[0]}"
+    assert hvext(*words, status=2).err == f"{command}: error: {line}\nhint: {command} --help\n"
+
+
 def test_a_failure_ends_with_1_and_a_hint_on_standard_error(tmp_path: Path) -> None:
     result = hvext("provider", "nonesuch", "--search-path", str(tmp_path), status=1)
     assert result.out == ""
-    assert result.err == f"hvext: there is no provider 'nonesuch'\nhint: looked for its directory in {tmp_path}\n"
+    hint = f"looked for its directory in {tmp_path}; --search-path DIR looks in another"
+    assert result.err == f"hvext: there is no provider 'nonesuch'\nhint: {hint}\n"
 
 
 def test_errors_are_json_where_json_was_asked_for(tmp_path: Path) -> None:
@@ -265,7 +324,7 @@ def test_errors_are_json_where_json_was_asked_for(tmp_path: Path) -> None:
     assert result.error == {
         "type": "ProviderNotFound",
         "message": "there is no provider 'nonesuch'",
-        "hint": f"looked for its directory in {tmp_path}",
+        "hint": f"looked for its directory in {tmp_path}; --search-path DIR looks in another",
     }
     assert hvext("args", "--json", status=2).error["type"] == "InputError"
 
@@ -740,6 +799,43 @@ def test_a_monitor_that_is_busy_is_told_from_one_that_is_gone(monitor: Path) -> 
     assert error["type"] == "MonitorError"
     assert "did not greet" in error["message"]
     assert "one client at a time" in error["hint"]
+
+
+@contextlib.contextmanager
+def waiting_for_another(at: Path, monitor: Path) -> Iterator[None]:
+    """A monitor that greets, and then accepts a second client before it reads; as QEMU rarely does when it starts."""
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as behind:
+        server.bind(str(at))
+        server.listen()
+        server.settimeout(SOON_S)
+        behind.connect(str(monitor))
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                client, _address = server.accept()
+                with client:
+                    client.sendall(behind.recv(4096))
+                    other, _address = server.accept()
+                    other.close()
+                    while ready := select.select([client, behind], [], [], SOON_S)[0]:
+                        for end in ready:
+                            if not (data := end.recv(65536)):
+                                return
+                            (behind if end is client else client).sendall(data)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            for end in (server, behind):
+                end.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_a_qemu_that_waits_for_another_client_is_given_one(monitor: Path, short: Path) -> None:
+    with waiting_for_another(short / "stuck", monitor):
+        assert hvext("disks", "--qmp", f"{short}/stuck", "--json").json == []
 
 
 def test_a_guest_without_disks_has_none(monitor: Path) -> None:

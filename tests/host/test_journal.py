@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -16,9 +17,11 @@ from urllib.parse import quote
 import pytest
 
 from hvext.core.disk import Disk
+from hvext.core.history import Ending, parse_history
 from hvext.core.record import Intent, Operation
-from hvext.errors import JournalError, OperationFailed
-from hvext.host.journal import JournalFolder
+from hvext.errors import HvextError, JournalError, OperationFailed, PlugError, ProviderNotFound
+from hvext.host.files import private_folder
+from hvext.host.journal import JournalFolder, state_folder
 from hvext.host.proc import is_alive, process_id, this_process
 from hvext.operations.journal import Entry, Journal, read_records
 from tests.conftest import need
@@ -226,6 +229,96 @@ def test_only_what_has_to_outlive_the_host_waits_for_the_disk(tmp_path: Path, mo
     assert syncs.since() == 1
 
 
+def fail(entry: Entry, error: HvextError) -> None:
+    with entry.written_down():
+        entry.note("grow it")
+        raise error
+
+
+def test_the_history_of_a_host_tells_how_each_operation_ended_and_does_not_grow_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HVEXT_RUNTIME_DIR", str(tmp_path / "run"))
+    folder = JournalFolder(tmp_path / "state")
+    with Journal(folder, "vm", monitor="/qmp", process=this_process()).locked_now() as journal:
+        journal.begin(Operation.PLUG, disk("a"), intent=Intent.PRESENT).end()
+        # It was there already, and nothing was done.
+        journal.begin(Operation.PLUG, disk("a"), intent=Intent.PRESENT).revert()
+        for error in (HvextError("no"), OperationFailed("no", step="s", left=["a node"])):
+            with contextlib.suppress(HvextError):
+                fail(journal.begin(Operation.RESIZE, disk("a"), intent=Intent.PRESENT), error)
+        journal.begin(Operation.UNPLUG, disk("a"), intent=Intent.ABSENT).end(None)
+    past = parse_history(folder.remembered())
+    assert [(each.operation, each.ending, each.step) for each in past] == [
+        (Operation.PLUG, Ending.DONE, ""),
+        (Operation.RESIZE, Ending.FAILED, "grow it"),
+        (Operation.RESIZE, Ending.LEFT, "grow it"),
+        (Operation.UNPLUG, Ending.DONE, ""),
+    ]
+    volume = f"{disk('a').provider}/{disk('a').volume.name}"
+    assert {(each.vm, each.volume, each.disk) for each in past} == {("vm", volume, disk("a").volume.uuid)}
+    assert all(each.since <= each.until <= time.time() for each in past)
+    for number in range(3 * 1024):
+        folder.remember(f"{number} {'x' * 1000}\n")
+    lines = folder.remembered()
+    assert 512 < len(lines) < 1200
+    assert [line.split()[0] for line in lines] == [str(number) for number in range(3072 - len(lines), 3072)]
+
+
+def test_a_name_that_was_wrong_is_no_part_of_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVEXT_RUNTIME_DIR", str(tmp_path / "run"))
+    folder = JournalFolder(tmp_path / "state")
+    with Journal(folder, "vm", monitor="/qmp", process=this_process()).locked_now() as journal:
+        # An unplug of a disk that was never there, a plug that was refused at once, and one with no such provider.
+        journal.begin(Operation.UNPLUG, disk("a"), intent=Intent.ABSENT).end(None)
+        with pytest.raises(PlugError), journal.begin(Operation.PLUG, disk("a"), intent=Intent.PRESENT).written_down():
+            raise PlugError("no")
+        with pytest.raises(ProviderNotFound):
+            fail(journal.begin(Operation.PLUG, disk("a"), intent=Intent.PRESENT), ProviderNotFound("no"))
+        journal.settle([], [journal.begin(Operation.PLUG, disk("a"), intent=Intent.PRESENT)])
+        assert folder.remembered() == []
+        # One that nobody wrote down, and that was there.
+        unplug = journal.begin(Operation.UNPLUG, disk("a"), intent=Intent.ABSENT)
+        unplug.note("ask the guest")
+        unplug.end(None)
+    assert [each.operation for each in parse_history(folder.remembered())] == [Operation.UNPLUG]
+
+
+def test_an_unplug_that_the_guest_has_not_answered_or_has_refused_is_not_remembered_as_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HVEXT_RUNTIME_DIR", str(tmp_path / "run"))
+    folder = JournalFolder(tmp_path / "state")
+    with Journal(folder, "vm", monitor="/qmp", process=this_process()).locked_now() as journal:
+        journal.begin(Operation.PLUG, disk("a"), intent=Intent.PRESENT).end()
+        journal.begin(Operation.UNPLUG, disk("a"), intent=Intent.ABSENT).end(Intent.ABSENT)
+        journal.begin(Operation.UNPLUG, disk("a"), intent=Intent.ABSENT).end(Intent.PRESENT)
+    past = [(each.operation, each.ending) for each in parse_history(folder.remembered())]
+    assert past == [(Operation.PLUG, Ending.DONE), (Operation.UNPLUG, Ending.FAILED)]
+
+
+def test_a_step_of_a_migration_is_on_the_disk_before_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The guest goes on elsewhere: a host that forgets it would start it a second time.
+    monkeypatch.setenv("HVEXT_RUNTIME_DIR", str(tmp_path / "run"))
+    folder = JournalFolder(tmp_path / "state")
+    plain, done = os.fdatasync, []
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.1)
+        plain(descriptor)
+        done.append(Path(folder.where("vm")).read_text())
+
+    with Journal(folder, "vm", monitor="/qmp", process=this_process()).locked_now() as journal:
+        journal.begin(Operation.PLUG, disk("a"), intent=Intent.PRESENT).end()
+        monkeypatch.setattr(os, "fdatasync", slow)
+        entry = journal.begin(Operation.MIGRATE, disk("a"), intent=Intent.PRESENT)
+        assert len(done) == 1
+        entry.reporter()("let the target run it")
+        assert "let the target run it" in done[-1]
+
+
 def test_an_operation_whose_record_does_not_get_to_the_disk_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,3 +402,21 @@ def test_what_a_killed_writer_tore_is_written_over(tmp_path: Path, monkeypatch: 
         with Journal(folder, "vm", monitor="/qmp", process=this_process()).locked_now() as journal:
             journal.begin(Operation.PLUG, disk(name), intent=Intent.PRESENT).end()
     assert {record.disk.volume.name for record in read_records(folder)["vm"].disks.values()} == {"a", "b", "c"}
+
+
+def test_a_users_state_is_where_the_xdg_specification_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HVEXT_STATE_DIR", "HVEXT_RUNTIME_DIR", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert (state_folder(), private_folder()) == ("/home/me/.local/state/hvext", "/home/me/.local/state/hvext/run")
+    monkeypatch.setenv("XDG_STATE_HOME", "/states/")
+    assert (state_folder(), private_folder()) == ("/states/hvext", "/states/hvext/run")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    assert private_folder() == "/run/user/1000/hvext"
+    # Relative ones are to be ignored.
+    monkeypatch.setenv("XDG_STATE_HOME", "states")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "run")
+    assert (state_folder(), private_folder()) == ("/home/me/.local/state/hvext", "/home/me/.local/state/hvext/run")
+    monkeypatch.setenv("HVEXT_STATE_DIR", "/mine")
+    assert state_folder() == "/mine"

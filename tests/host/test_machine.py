@@ -127,8 +127,14 @@ def test_options_that_cannot_work_are_refused_before_anything_starts(wrong: dict
 
 
 def test_a_missing_guest_image_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(ProgramError, match=r"vmlinuz does not exist \(run vm-images/build\)"):
+    with pytest.raises(ProgramError, match=r"vmlinuz does not exist") as caught:
         GuestImage.find(tmp_path)
+    assert "in a checkout of hvext" in caught.value.hint, "pip and Debian's package have no vm-images/build"
+    assert "--guest DIR" in caught.value.hint
+    (tmp_path / "build").touch()
+    with pytest.raises(ProgramError) as caught:
+        GuestImage.find(tmp_path / "out")
+    assert caught.value.hint == f"run {tmp_path}/build"
 
 
 def test_a_storage_daemon_serves_when_it_is_returned_and_is_gone_afterwards(socket_root: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from hvext.cli import main
 from hvext.core.disk import Disk
 from hvext.core.outage import quantile
 from hvext.host import process
@@ -238,12 +240,45 @@ def test_storage_without_space_is_said_and_not_taken_for_dead(make_fleet: Callab
         watch.wait_for("no-space")
         assert fleet.statuses() == ["io-error"]
         assert watch.events() == ["watching", "no-space"]
+        assert "hvext resume" in watch.notices()[-1]["words"]
         assert once_more(watch, tmp_path, own) == (1, ["watching", "no-space"])
-        full.unlink()
-        reads = fleet.reads()
-        fleet.ask("cont")
-        wait_until(lambda: fleet.reads() > reads, "the read is repeated")
-        assert fleet.statuses() == ["running"]
+    monitor = fleet.folder / "test/vm0"
+    status, out, err = said("audit")
+    assert (status, "stopped by an I/O error" in out, f"hvext resume --qmp {monitor}" in out) == (0, True, False)
+    assert f"fake/v0 is full; make room, then hvext resume --qmp {fleet.monitors[0]}" in out
+    assert (err, "nothing is left over" in out) == ("", False)
+    (found,) = json.loads(said("audit", "--json", "--qmp", monitor)[1])
+    assert (found["kind"], found["harmless"], str(monitor) in found["words"]) == ("stopped by an I/O error", True, True)
+    (step,) = json.loads(said("resume", "--qmp", monitor, "--dry-run", "--json")[1])["steps"]
+    assert fleet.statuses() == ["io-error"]
+    # There is no room yet.
+    log = tmp_path / "log"
+    status, out, err = said("resume", "--qmp", monitor, "--log-file", log)
+    assert (status, "has stopped it again" in out, "make room" in err) == (1, True, True)
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [each["step"] for each in told if each["event"] == "step"] == [step["step"]]
+    full.unlink()
+    reads = fleet.reads()
+    status, out, _err = said("resume", "--qmp", monitor, "--json")
+    result = json.loads(out)
+    assert (status, result["state"], len(result["full"]), result["failed"]) == (0, "resumed", 1, [])
+    wait_until(lambda: fleet.reads() > reads, "the read is repeated")
+    assert fleet.statuses() == ["running"]
+    assert said("resume", "--qmp", monitor)[:2] == (0, "VM vm0: runs already, nothing was done\n")
+    assert said("audit")[1] == "nothing is left over, and nothing is unfinished\n"
+    fleet.ask("stop")
+    status, out, err = said("resume", "--qmp", monitor)
+    assert (status, "left as it is (paused)" in out, "whoever paused it" in err) == (1, True, True)
+    assert json.loads(said("resume", "--qmp", monitor, "--dry-run", "--json")[1])["steps"] == []
+    assert fleet.statuses() == ["paused"]
+
+
+def said(*words: object) -> tuple[int, str, str]:
+    """Run a command in this process, and return its exit status, output and errors."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([str(word) for word in words])
+    return status, out.getvalue(), err.getvalue()
 
 
 def once_more(watch: Watcher, tmp_path: Path, own: Sequence[object]) -> tuple[int, list[str]]:
@@ -291,6 +326,24 @@ def test_a_setting_that_cannot_work_is_refused(words: tuple[str, str]) -> None:
     done = process.run(watch_argv(["--qmp", "/nowhere", *words]), env=environment(), timeout_s=60)
     assert done.status == 2
     assert "error" in json.loads(done.stderr)
+
+
+def test_a_socket_that_is_not_there_is_said_once_or_a_typo_would_leave_a_guest_unsupervised(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    named = [str(tmp_path / "nix.watch"), str(plain), f"{tmp_path}/*.nix"]
+    with watching(tmp_path, "--rescan", "0.1", "--qmp", named[0], "--qmp", named[1], "--qmp-glob", named[2]) as watch:
+        watch.wait_for("unreachable", times=3)
+        # Some rounds later.
+        time.sleep(1)
+        assert watch.end() == 0
+    assert watch.events() == [*["unreachable"] * 3, "ending"]
+    assert [notice["monitor"] for notice in watch.notices()[:3]] == named
+    words = [notice["words"] for notice in watch.notices()]
+    assert ("No such file" in words[0], "no socket" in words[1], "no socket fits" in words[2]) == (True, True, True)
+    # With --once, beside a monitor that is looked at.
+    status, said_once = once(tmp_path, "--qmp", named[0], "--qmp-glob", named[2])
+    assert (status, sorted(notice["monitor"] for notice in said_once)) == (1, sorted([named[0], named[2]]))
 
 
 def test_a_guest_that_cannot_be_reached_is_not_well(tmp_path: Path) -> None:

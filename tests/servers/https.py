@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tests.conftest import need
 from tests.host.oracle import short_folder
-from tests.secrecy import remember
+from tests.secrecy import new_secret
 from tests.servers.certificates import Certificates
 from tests.servers.namespaces import namespaces
 from tests.servers.program import Service, environment, free_port, listens, running, tool
@@ -106,7 +105,7 @@ def web_server(certificates: Certificates) -> Iterator[WebServer]:
     need(_BUNDLE, "ca-certificates")
     with short_folder() as folder:
         (folder / "volumes").mkdir()
-        password, token = remember(secrets.token_hex(12)), remember(secrets.token_hex(12))
+        password, token = new_secret(), new_secret()
         port, tls_port = free_port(), free_port()
         # In a file: a command line can be read by everybody.
         plain = folder / "plain"

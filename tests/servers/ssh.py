@@ -16,7 +16,8 @@ from tests.servers.namespaces import namespaces
 from tests.servers.program import Service, environment, free_port, listens, running, tool
 from tests.servers.server import FileServer
 
-_CONF = """\
+#: An sshd for the user who runs it, whose key is in ``user.pub``.
+SSHD_CONF = """\
 Port {port}
 ListenAddress 127.0.0.1
 HostKey {folder}/host
@@ -73,7 +74,7 @@ def ssh_server() -> Iterator[SshServer]:
             tool([ssh_keygen, "-q", "-t", "ed25519", "-N", "", "-C", "hvext test", "-f", str(folder / name)], env)
         port = free_port()
         conf = folder / "sshd_config"
-        conf.write_text(_CONF.format(folder=folder, port=port))
+        conf.write_text(SSHD_CONF.format(folder=folder, port=port))
         argv = [sshd, "-D", "-e", "-f", str(conf)]
         if os.geteuid() == 0:
             argv = [*namespaces("--mount"), "sh", "-c", _OWN_RUN, "sh", *argv]

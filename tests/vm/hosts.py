@@ -159,7 +159,7 @@ def _host(name: str, folder: Path, namespace: str, address: str) -> Host:
     _ip("-n", namespace, "address", "add", f"{address}/24", "dev", "line")
     _ip("-n", namespace, "link", "set", "line", "up")
     scripts = {str(action): _script(action, own, namespace) for action in Action if action is not Action.SNAPSHOT}
-    write_provider(own / "providers", PROVIDER, scripts, record=record)
+    write_provider(own / "providers", PROVIDER, scripts, "dir of volumes\napi_token of the storage\n", record=record)
     host = Host(
         name=name,
         folder=own,

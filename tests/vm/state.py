@@ -65,6 +65,9 @@ async def _children(monitor: Monitor, path: str) -> list[str]:
 def loops(folder: Path) -> frozenset[str]:
     """Return the loop devices over files below a folder, with their files."""
     listed = subprocess.run(
-        ["losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE"], capture_output=True, text=True, check=True
+        ["losetup", "--list", "--raw", "--noheadings", "--output", "NAME,BACK-FILE"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return frozenset(line.strip() for line in listed.stdout.splitlines() if f"{folder}/" in line)

@@ -87,8 +87,15 @@ def test_without_a_fence_that_succeeds_the_disk_is_left_as_it_is(setting: Settin
     made.unplug()
 
 
-@pytest.mark.parametrize("other", [False, True], ids=["installed-qemu", "second-qemu"])
-@pytest.mark.parametrize("device", ["virtio-blk-pci", "scsi-hd"])
+@pytest.mark.parametrize(
+    ("other", "device"),
+    [
+        pytest.param(False, "virtio-blk-pci", id="installed-qemu-virtio-blk-pci"),
+        pytest.param(False, "scsi-hd", id="installed-qemu-scsi-hd"),
+        pytest.param(True, "virtio-blk-pci", id="second-qemu-virtio-blk-pci", marks=pytest.mark.nightly),
+        pytest.param(True, "scsi-hd", id="second-qemu-scsi-hd", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_disk_with_stuck_requests_does_not_hang_qemu(
     setting: SettingFactory, request: pytest.FixtureRequest, device: str, other: bool
 ) -> None:

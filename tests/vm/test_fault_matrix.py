@@ -1,7 +1,7 @@
 """Every operation at every step, with every fault that can strike there; then `recover`, and nothing is lost or left.
 
-The nightly run has all cases. The default run has a sample in which every step and every fault comes at least once;
-which one, HVEXT_FAULT_SEED says; HVEXT_FAULT_ONLY names the cases to run instead.
+The nightly run has all cases. The default run has a sample in which every fault comes at least once, and every third
+step; which ones, HVEXT_FAULT_SEED says; HVEXT_FAULT_ONLY names the cases to run instead.
 """
 
 from __future__ import annotations

@@ -19,10 +19,12 @@ from hvext.core.disk import Disk
 from hvext.core.uri import parse_uri
 from hvext.errors import CommandTimeout, HvextError, MonitorError, OperationFailed, QemuError
 from hvext.host.files import opened_as
+from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor, connect
 from hvext.operations import attachments
 from hvext.operations.inspect import running_disk
-from hvext.operations.plug import plug
+from hvext.operations.plug import Plugged, plug
+from hvext.operations.questions import asking
 from hvext.operations.repoint import repoint
 from hvext.operations.resize import resize
 from hvext.operations.unplug import remove_device, unplug_and_detach
@@ -58,6 +60,12 @@ class Lossy:
         return getattr(self.monitor, name)
 
 
+async def whole_plug(monitor: Any, host: ProviderHost, disk: Disk) -> Plugged:
+    """Plug with the questions that come before it."""
+    async with asking(monitor, host, disk, known=True) as questions:
+        return await plug(monitor, host, disk, questions=questions)
+
+
 @asynccontextmanager
 async def lossy(path: object, lose: int, error: type[QemuError] = CommandTimeout) -> AsyncIterator[Any]:
     async with connect(str(path)) as monitor:
@@ -91,7 +99,7 @@ async def test_a_plug_whose_answer_gets_lost_is_whole_or_nothing_whichever_it_is
     plugged: list[str] = []
 
     async def work(monitor: Any) -> None:
-        if (await plug(monitor, storage.host, disk)).changed:
+        if (await whole_plug(monitor, storage.host, disk)).changed:
             plugged.append(monitor.changes[monitor.lose] if len(monitor.changes) > monitor.lose else "")
 
     async def unplugged() -> None:
@@ -122,7 +130,7 @@ async def test_a_plug_that_cannot_be_undone_keeps_the_volume_attached(
     disk = create()
     async with lossy(vm_machine.qmp_path, 2, MonitorError) as monitor:
         with pytest.raises(OperationFailed) as failure:
-            await plug(monitor, storage.host, disk)
+            await whole_plug(monitor, storage.host, disk)
         assert monitor.changes[2] == "device_add"
         assert any("attach sample/vol (kept" in left for left in failure.value.left)
         assert (await running_disk(monitor, disk.names)).device is not None

@@ -16,7 +16,7 @@ import pytest
 
 from hvext.host.guest import Console, Writer
 from hvext.host.machine import Machine
-from tests.secrecy import SECRET_FOLDER, remember
+from tests.secrecy import SECRET_FOLDER, new_secret
 from tests.vm.hosts import PROVIDER, Host, Hosts, two_hosts
 from tests.vm.state import on_debug_monitor
 
@@ -64,11 +64,14 @@ def _writing(machine: Machine) -> Console:
     return Console(machine.command_path, machine.console_log, alive=lambda: machine.alive)
 
 
+@pytest.mark.parametrize(
+    "rounds", [[True], pytest.param([False, True], marks=pytest.mark.nightly)], ids=["there", "and back"]
+)
 def test_two_machines_migrate_a_guest_with_a_command_each_and_one_that_is_interrupted_stays(
-    hosts: Hosts, machine: MachineFactory, tmp_path: Path
+    hosts: Hosts, machine: MachineFactory, tmp_path: Path, rounds: list[bool]
 ) -> None:
     here, there = Side(hosts.one, tmp_path), Side(hosts.two, tmp_path)
-    token = remember("t0ken-of-the-test")
+    token = new_secret()
     private = tmp_path / SECRET_FOLDER
     private.mkdir(mode=0o700)
     secret = private / "token"
@@ -136,7 +139,7 @@ def test_two_machines_migrate_a_guest_with_a_command_each_and_one_that_is_interr
     for writer in writers:
         assert writer.verify().ok
 
-    for with_target in (False, True):
+    for with_target in rounds:
         hosts.forget_calls()
         target, address = prepared()
         words_to = ["--to", address.strip()] + (["--target-qmp", str(target.qmp_path)] if with_target else [])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from hvext.host.guest import Writer
 from hvext.host.machine import start_storage_daemon
 from hvext.host.provider import ProviderHost
 from hvext.operations import attachments
+from hvext.operations.recover import recover
 from hvext.operations.vm import open_vm
 from tests.providers import read_calls, write_provider
 from tests.vm.state import on_debug_monitor, state_of
@@ -186,7 +188,7 @@ def test_a_foreign_device_with_the_disks_id_is_not_taken_for_it(
     assert state_of(vm_machine, storage.folder) == before
 
 
-def test_no_free_slot_is_an_error_before_anything_is_changed(
+def test_a_disk_that_has_no_place_in_the_guest_leaves_nothing_and_says_why(
     machine: MachineFactory, storage: Storage, create: Callable[..., Disk], tmp_path: Path
 ) -> None:
     vm_machine = machine(start_paused=True, root_ports=1)
@@ -204,7 +206,29 @@ def test_no_free_slot_is_an_error_before_anything_is_changed(
         with pytest.raises(PlugError, match="no iothread 'io9'"):
             vm.plug(create("six", iothread="io9"))
         assert state_of(vm_machine, storage.folder) == before
-    assert [path.name.partition("-")[0] for path in (tmp_path / "provider-logs").glob("attach-*")] == ["attach"]
+        assert len(vm.known_disks()) == 1
+    ran = [path.name.partition("-")[0] for path in (tmp_path / "provider-logs").glob("*tach-*")]
+    # QEMU answers while the volume is attached.
+    assert (ran.count("attach"), ran.count("detach")) == (6, 5)
+
+
+def test_a_disk_that_has_no_place_and_whose_volume_is_not_let_go_stays_written_down(
+    machine: MachineFactory, tmp_path: Path
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    scripts = {"attach": f"printf '\\nkvm:file:{image}\\n'", "detach": f"test -e {tmp_path}/lets-go"}
+    write_provider(tmp_path / "providers", "holding", scripts)
+    host = ProviderHost(search_path=[str(tmp_path / "providers")])
+    disk = Disk.from_mapping({"provider": "holding", "volume": "vol", "device": "scsi-hd"})
+    monitor = str(machine(start_paused=True).qmp_path)
+    with open_vm(monitor, host=host) as vm:
+        with pytest.raises(OperationFailed, match=r"no virtio-scsi controller.*NOT undone: attach holding/vol"):
+            vm.plug(disk)
+        assert disk.volume.uuid in vm.known_disks()
+        (tmp_path / "lets-go").touch()
+    recovered = asyncio.run(recover(host, monitors=[monitor]))
+    assert [str(item.outcome) for item in recovered] == ["undone"]
 
 
 def test_a_port_that_a_device_has_not_left_yet_is_not_free(
@@ -228,9 +252,10 @@ def test_a_full_pc_bus_is_an_error_and_every_slot_before_works(machine: MachineF
         server = [
             *("--blockdev", "driver=null-co,node-name=n,size=1048576,read-zeroes=on"),
             *("--nbd-server", f"addr.type=unix,addr.path={short}/s,max-connections=0"),
-            *("--export", "type=nbd,id=e,node-name=n,name=e,writable=on"),
         ]
-        host = _fake(tmp_path / "p", rf"\nkvm:nbd+unix:///e?socket={short}/s\n")
+        for number in range(40):
+            server += ["--export", f"type=nbd,id=e{number},node-name=n,name=v{number},writable=on"]
+        host = _fake(tmp_path / "p", rf"\nkvm:nbd+unix:///'$VOL_NAME'?socket={short}/s\n")
         with start_storage_daemon(server, tmp_path / "logs"), open_vm(str(vm_machine.qmp_path), host=host) as vm:
             for number in range(40):
                 disk = Disk.from_mapping({"provider": "fake", "volume": f"v{number}"})

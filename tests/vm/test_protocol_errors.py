@@ -24,7 +24,7 @@ from hvext.host.machine import GuestImage, Machine, MachineOptions, start_machin
 from hvext.host.provider import ProviderHost
 from hvext.operations.vm import open_vm
 from tests.providers import write_provider
-from tests.secrecy import SECRET_FOLDER, remember
+from tests.secrecy import SECRET_FOLDER, new_secret, remember
 from tests.servers.ceph import CephCluster, ceph_cluster
 from tests.servers.certificates import Certificates, certificates
 from tests.servers.gluster import gluster_server
@@ -40,7 +40,7 @@ from tests.vm.state import state_of
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
-WRONG = "wrong-password-1234"
+WRONG = new_secret()
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,6 @@ def test_an_iscsi_unit_that_cannot_be_used_is_explained(
     machine: Machine, iscsi: IscsiTarget, tmp_path: Path, what: str
 ) -> None:
     make, words, hint = ISCSI[what]
-    remember(WRONG), remember(iscsi.password)
     error = refusal(machine, make(iscsi), tmp_path)
     assert words in error.message
     assert hint in error.hint

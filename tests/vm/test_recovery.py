@@ -92,7 +92,9 @@ def nothing_left(faulty: World) -> bool:
 def test_a_plug_that_was_killed_is_listed_undone_and_then_forgotten(faulty: World, qemu: Callable[..., Qemu]) -> None:
     one, disk = qemu(), scsi(faulty)
     before = one.state()
-    assert hvext(faulty, "audit") == Ended(0, "nothing is left over, and nothing is unfinished\n", "")
+    clean = hvext(faulty, "audit")
+    assert (clean.status, clean.out) == (0, "nothing is left over, and nothing is unfinished\n")
+    assert str(faulty.state) in clean.err
     killed(faulty, "plug", disk, one.qmp, 2)
     found = hvext(faulty, "audit", "--json")
     assert found.status == 1
@@ -156,6 +158,12 @@ def test_a_qemu_that_ended_lets_its_volumes_go_and_one_that_was_started_again_ke
         one.run(lambda vm, each=each: vm.plug(each))
     one.machine.stop()
     assert [words.partition(":")[0] for words in faulty.audit()] == ["QEMU has ended"] * 2
+    # One that another guest has by now is not to go, and that is said.
+    two = qemu(name="web2", scsi_controllers=1)
+    two.run(lambda vm: vm.plug(other))
+    for words in faulty.audit():
+        assert ("it stays attached: VM web2 has it" in words) is (f"/{other.volume.name} is" in words)
+    two.run(lambda vm: vm.unplug(other))
     # It is started again under its name, with one of its disks.
     start = start_disks(faulty.host, [disk], name="web1")
     assert [words.partition(":")[0] for words in faulty.audit()] == ["not started yet"] * 2

@@ -30,9 +30,16 @@ BLOCKS = 1024
 REST_S = 2.0
 
 
-@pytest.mark.parametrize("iothread", [False, True], ids=["main-loop", "iothread"])
-@pytest.mark.parametrize("device", ["virtio-blk-pci", "scsi-hd"])
-@pytest.mark.parametrize("moves", [200, pytest.param(5000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize(
+    ("device", "iothread"),
+    [
+        pytest.param("virtio-blk-pci", False, id="virtio-blk-pci-main-loop"),
+        pytest.param("virtio-blk-pci", True, id="virtio-blk-pci-iothread", marks=pytest.mark.nightly),
+        pytest.param("scsi-hd", False, id="scsi-hd-main-loop", marks=pytest.mark.nightly),
+        pytest.param("scsi-hd", True, id="scsi-hd-iothread"),
+    ],
+)
+@pytest.mark.parametrize("moves", [40, pytest.param(5000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
 def test_moves_under_writes_lose_no_block_and_show_no_error(
     share: GuestFactory,
     storage: Storage,

@@ -57,7 +57,7 @@ def private_files() -> list[Path]:
 
 def offered(folder: Path, attach: str, grow: str = "exit 0", **more: Any) -> tuple[ProviderHost, Disk]:
     name = f"p{uuid.uuid4().hex}"
-    write_provider(folder / SECRET_FOLDER, name, {"attach": attach, "grow": grow})
+    write_provider(folder / SECRET_FOLDER, name, {"attach": attach, "grow": grow}, "password of the server\n")
     host = ProviderHost(search_path=[str(folder / SECRET_FOLDER)], log_directory=str(folder / "provider-logs"))
     return host, Disk.from_mapping({"provider": name, "volume": "vol", **more})
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.vm
 BOOT_LIMIT_S = 120.0
 
 
-@pytest.mark.parametrize("form", ["blockdev", "drive"])
+@pytest.mark.parametrize("form", ["blockdev", pytest.param("drive", marks=pytest.mark.nightly)])
 def test_a_disk_given_at_start_can_do_all_that_a_plugged_one_can(
     boot: GuestFactory, storage: Storage, create: Callable[..., Disk], form: str
 ) -> None:

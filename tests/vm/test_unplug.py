@@ -23,10 +23,10 @@ BLOCKS = 512
     ("machine_options", "device"),
     [
         ({}, "virtio-blk-pci"),
-        ({"native_pcie_hotplug": True}, "virtio-blk-pci"),
+        pytest.param({"native_pcie_hotplug": True}, "virtio-blk-pci", marks=pytest.mark.nightly),
         ({"machine": "pc"}, "virtio-blk-pci"),
         ({}, "scsi-hd"),
-        ({"machine": "pc"}, "scsi-hd"),
+        pytest.param({"machine": "pc"}, "scsi-hd", marks=pytest.mark.nightly),
     ],
     ids=["q35-acpi", "q35-native", "pc", "q35-scsi", "pc-scsi"],
 )

@@ -62,7 +62,7 @@ def unplugged(guest: Guest, storage: Storage, disk: Disk, writer: Writer) -> Non
     assert verdict.verified > 0
 
 
-@pytest.mark.parametrize("device", ["virtio-blk-pci", "scsi-hd"])
+@pytest.mark.parametrize("device", ["virtio-blk-pci", pytest.param("scsi-hd", marks=pytest.mark.nightly)])
 def test_a_killed_server_costs_the_guest_a_pause_and_the_disk_goes_back_when_the_server_does(
     share: GuestFactory, storage: Storage, create: Callable[..., Disk], tmp_path: Path, device: str
 ) -> None:

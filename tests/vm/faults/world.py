@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hvext.core.audit import Kind
 from hvext.core.disk import Disk
 from hvext.core.stamp import check_blocks
 from hvext.host.guest import Console, Writer
@@ -116,8 +117,9 @@ class World:
         return [str(item.outcome) if item.outcome != "left" else f"left: {item.words}" for item in found]
 
     def audit(self) -> list[str]:
-        """Return what `hvext audit` finds."""
-        return [f"{finding.kind}: {finding.words}" for finding in asyncio.run(audit())]
+        """Return what `hvext audit` finds, but for guests that an I/O error has stopped: that leaves nothing over."""
+        found = [finding for finding in asyncio.run(audit()) if finding.kind is not Kind.STOPPED]
+        return [f"{finding.kind}: {finding.words}" for finding in found]
 
     def on_host(self) -> dict[str, object]:
         """Return what there is on the host for these volumes."""
@@ -126,7 +128,7 @@ class World:
             "servers": sorted(_processes(f"{self.folder}/run")),
             "scripts": sorted(_processes(f"{self.counted.search_path}/{NAME}/")),
             "private": sorted(path.name for path in self.private.iterdir()) if self.private.exists() else [],
-            "journal": sorted(path.name for path in self.state.iterdir() if path.name != "%.lock"),
+            "journal": sorted(path.name for path in self.state.iterdir() if path.name not in ("%.lock", "history")),
         }
 
     def attached(self, disk: Disk) -> bool:
@@ -154,15 +156,17 @@ def _processes(words: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def world() -> Iterator[World]:
-    """A world inside the block; needs root, for the journal's small file system."""
+def world(journal: str = "128k") -> Iterator[World]:
+    """A world inside the block; needs root, for the journal's small file system, whose size is ``journal``."""
     need("losetup", "mount")
     need("qemu-storage-daemon", "qemu-system-common")
     with tempfile.TemporaryDirectory(prefix="hvext-") as short, contextlib.ExitStack() as stack:
         folder = Path(short)
         state = folder / "state"
         state.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "hvext", str(state)], check=False).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={journal}", "hvext", str(state)], check=False
+        ).returncode:
             absent("no tmpfs can be mounted here")
         stack.callback(subprocess.run, ["umount", str(state)], check=True)
         counted = Counted(folder=folder)
