@@ -109,6 +109,15 @@ class ObservedDisk:
         return access_of(self.running)
 
     @property
+    def since(self) -> float | None:
+        """When the disk came to the storage it is at, in seconds since 1970; None where that is not known.
+
+        While a move is not finished, nobody knows whether it was done.
+        """
+        moving = self.pending is not None and self.pending.operation in (Operation.REPOINT, Operation.FAIL_OVER)
+        return None if moving or not self.record or not self.access else self.record.since
+
+    @property
     def volume(self) -> str:
         """Provider and volume, or the uuid of a disk that nobody wrote down."""
         return self.record.words if self.record else str(self.uuid)
@@ -121,7 +130,7 @@ class ObservedDisk:
             "provider": record.disk.provider if record else None,
             "volume": record.disk.volume.name if record else None,
             "access": self.access,
-            "since": _time(record.since) if record and self.access else None,
+            "since": _time(self.since),
             "failed_over": record.failed_over if record else None,
             "pending": self.pending.to_json() if self.pending else None,
             "statistics": self.counts.to_json() if self.counts else None,

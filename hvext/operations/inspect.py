@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid as uuid_module
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -24,6 +24,18 @@ from hvext.core.topology import (
 from hvext.core.value import value_object
 from hvext.errors import CommandRefused
 from hvext.host.qmp import Monitor
+
+# Not typing's own, see hvext.core.value.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Asked(Protocol):
+        """Whatever passes commands on to QEMU: a Monitor, or libvirt."""
+
+        async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+            """Return QEMU's answer to one command."""
+
 
 _PERIPHERAL = "/machine/peripheral"
 #: The PCI bus of a pc machine.
@@ -181,7 +193,7 @@ class ControllerOf:
     disks: int
 
 
-async def controller_of(monitor: Monitor, device: str) -> ControllerOf | None:
+async def controller_of(monitor: Asked, device: str) -> ControllerOf | None:
     """Return the controller that a SCSI disk hangs on, or None for a device that has none."""
     bus = str(await monitor.execute("qom-get", {"path": f"{_PERIPHERAL}/{device}", "property": "parent_bus"}))
     backend = bus.rpartition("/")[0]

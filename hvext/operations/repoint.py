@@ -25,6 +25,7 @@ from hvext.core.uri.location import Companions
 from hvext.core.value import value_object
 from hvext.errors import CapabilityError, CommandRefused, DiskNotFound, RepointRefused
 from hvext.host.qmp import Monitor
+from hvext.operations.frozen import check_requests_end
 from hvext.operations.inspect import chain_of, running_disk
 from hvext.operations.nodes import delete_node, remove_needs
 from hvext.operations.opening import Movable, check_can_move, location_obstacle, opening
@@ -60,6 +61,7 @@ async def repoint(monitor: Monitor, names: DiskNames, location: Location, *, rep
     is changes nothing and says so. Raises DiskNotFound and RepointRefused before anything is changed, OperationFailed
     after everything was undone.
     """
+    await check_requests_end(monitor)
     disk = await movable(monitor, names)
     if (refusal := await location_obstacle(monitor, disk, location)) is not None:
         raise refusal

@@ -20,6 +20,7 @@ from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
 from hvext.operations import attachments
+from hvext.operations.frozen import check_requests_end
 from hvext.operations.inspect import running_disk
 from hvext.operations.opening import Movable, check_can_move
 from hvext.operations.repoint import exchange, movable
@@ -74,6 +75,7 @@ async def resize(
     RepointRefused, OperationFailed.
     """
     check_size_mib(new_size_mib, "new size")
+    await check_requests_end(monitor)
     check_has_size(await running_disk(monitor, disk.names))
     found = await movable(monitor, disk.names)
     check_can_grow(found, new_size_mib)

@@ -20,6 +20,7 @@ from hvext.core.migration import Transfer
 from hvext.core.value import value_object
 from hvext.errors import CapabilityError, CommandRefused, CommandTimeout, HvextError, MigrationRefused, QemuError
 from hvext.host.qmp import Events, Monitor
+from hvext.operations.frozen import check_requests_end
 
 #: Called with how the migration stands, when that changes and now and then.
 Progress = Callable[[Transfer], None]
@@ -140,6 +141,7 @@ async def check_can_leave(monitor: Monitor) -> None:
         raise MigrationRefused("the guest is being migrated already", hint="hvext migrate-cancel ends that")
     if reasons := answer.get("blocked-reasons"):
         raise MigrationRefused(f"QEMU cannot migrate this guest: {'; '.join(reasons)}", hint="unplug that device first")
+    await check_requests_end(monitor, MigrationRefused)
 
 
 async def check_waits(monitor: Monitor) -> None:

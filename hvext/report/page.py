@@ -79,9 +79,9 @@ def _disk(disk: ObservedDisk) -> str:
 
 def _facts(disk: ObservedDisk) -> Iterator[tuple[str, str]]:
     record, running = disk.record, disk.running
-    if record and record.since is not None and disk.access:
+    if record and disk.since is not None:
         away = ", after a failover" if record.failed_over else ""
-        yield "there since", f"{time_text(record.since)} UTC{away}"
+        yield "there since", f"{time_text(disk.since)} UTC{away}"
     if running and running.root:
         yield "size", f"{running.root.size_bytes / _MIB:,.0f} MiB{', read-only' if running.root.read_only else ''}"
     if disk.counts is not None:

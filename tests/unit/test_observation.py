@@ -149,6 +149,20 @@ def test_who_goes_on_with_what_is_pending_is_told(
     assert pending_of(DiskRecord.of(disk()), under_way=False, in_guest=True) is None
 
 
+@pytest.mark.parametrize(
+    ("operation", "since"),
+    [(None, 5.0), (Operation.RESIZE, 5.0), (Operation.REPOINT, None), (Operation.FAIL_OVER, None)],
+)
+def test_nobody_knows_since_when_a_disk_is_there_while_its_move_is_not_finished(
+    operation: Operation | None, since: float | None
+) -> None:
+    record = replace(DiskRecord.of(disk()), since=5.0)
+    pending = Pending(operation=operation, state="interrupted") if operation else None
+    seen = observed(record=record, pending=pending)
+    assert seen.since == since
+    assert (seen.to_json()["since"] is None) == (since is None)
+
+
 def test_a_disk_is_at_its_storage_since_its_plug_began_and_the_journal_keeps_that() -> None:
     plugged = DiskRecord.of(disk(), unfinished=Unfinished(operation=Operation.PLUG, since=17.5))
     unplugged = DiskRecord.of(disk(), unfinished=Unfinished(operation=Operation.UNPLUG, since=17.5))

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hvext.core.disk import Disk
-from hvext.errors import CannotCut, FailoverRefused, FenceFailed
+from hvext.errors import CannotCut, FailoverRefused, FenceFailed, MigrationRefused, RepointRefused
 from hvext.host.guest import Writer
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
 from hvext.operations.failover import fail_over, resume
 from hvext.operations.fence import CommandFence, Fence, FrozenDisk, ProviderFence, fail_over_frozen
 from hvext.operations.frozen import cut, stuck_now
+from hvext.operations.transfer import check_can_leave
 from hvext.operations.vm import open_vm
 from tests.vm.failing import Setting, SettingFactory, check_verdict, freeze, wait_stuck, woken_up
 from tests.vm.state import on_debug_monitor, state_of
@@ -112,6 +113,27 @@ def test_a_disk_with_stuck_requests_does_not_hang_qemu(
 
     made.run(refused)
     made.ways.thaw()
+    check_verdict(made, writer.stop())
+    made.unplug()
+
+
+@pytest.mark.parametrize("device", ["virtio-blk-pci", "scsi-hd"])
+def test_a_disk_with_stuck_requests_is_not_moved_grown_or_migrated(setting: SettingFactory, device: str) -> None:
+    made = setting(device=device)
+    made.plug()
+    writer = made.started_writer()
+    before = state_of(made.guest.machine)
+    with open_vm(str(made.guest.machine.qmp_path), host=made.host) as vm:
+        made.ways.freeze()
+        with pytest.raises(RepointRefused, match=f"storage of disk {made.disk.volume.uuid} answers nothing"):
+            vm.repoint(made.disk.volume.uuid, made.path)
+        with pytest.raises(RepointRefused, match="answers nothing"):
+            vm.resize(made.disk, 128)
+    with pytest.raises(MigrationRefused, match="answers nothing"):
+        made.run(check_can_leave)
+    assert state_of(made.guest.machine) == before
+    made.ways.thaw()
+    made.move(made.path)
     check_verdict(made, writer.stop())
     made.unplug()
 

@@ -26,6 +26,7 @@ from hvext.core.value import value_object
 from hvext.errors import CommandRefused, DiskNotFound, DomainError, QemuError, RepointRefused
 from hvext.host.domain import DomainHandle
 from hvext.operations.domains.views import Views, look
+from hvext.operations.frozen import check_requests_end
 from hvext.operations.repoint import Repointed
 from hvext.operations.steps import Report, Step, carry_out, silent, tidy_up
 from hvext.operations.threads import in_thread
@@ -70,6 +71,7 @@ async def repoint(
     """
     disk = disk_that_runs(names, views)
     move = DomainMove(domain, disk, location)
+    await check_requests_end(move)
     await move.look()
     move.check()
     before = disk.where
@@ -117,8 +119,12 @@ class DomainMove:
         self._storage = ""
         self._driver = disk.driver
 
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+        """Send a command to QEMU past libvirt and return its answer."""
+        return await in_thread(lambda _cancel: self._domain.monitor_command(command, dict(arguments or {})))
+
     async def _ask(self, command: str, **arguments: Any) -> Any:
-        return await in_thread(lambda _cancel: self._domain.monitor_command(command, arguments))
+        return await self.execute(command, arguments)
 
     async def _chain(self) -> tuple[str, ...]:
         return parse_chains(await self._ask("query-blockstats")).get(self._disk.alias, ())
