@@ -15,6 +15,7 @@ import uuid as uuid_module
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from hvext.core.audit import Finding
 from hvext.core.frozen import Stuck
 from hvext.core.health import Health
 from hvext.core.identity import disk_of_device
@@ -214,8 +215,15 @@ async def _stops(
     if stuck and not await _tell_without_storage(monitor, statistics, stuck):
         return {}, ""
     faults, findings = await why_stopped(monitor, record)
+    return stops_of({uuid: fault in _FULL for uuid, fault in faults.items()}, findings)
+
+
+def stops_of(
+    full: Mapping[uuid_module.UUID, bool], findings: Sequence[Finding]
+) -> tuple[dict[uuid_module.UUID, DiskWarning], str]:
+    """Return which disks' storage has stopped a guest, and whether it is ``full``; in words where it is no disk's."""
     warnings = {
-        each.uuid: DiskWarning(oddity=Oddity.FULL if faults[each.uuid] in _FULL else Oddity.FAILED, words=each.words)
+        each.uuid: DiskWarning(oddity=Oddity.FULL if full[each.uuid] else Oddity.FAILED, words=each.words)
         for each in findings
         if each.uuid is not None
     }

@@ -15,6 +15,7 @@ import pytest
 
 from hvext.core.disk import Disk
 from hvext.core.domain import parse_domain
+from hvext.core.observation import Oddity
 from hvext.core.uri import parse_uri
 from hvext.core.value import replace
 from hvext.errors import (
@@ -35,6 +36,7 @@ from hvext.host.provider import ProviderHost
 from hvext.operations import attachments, audit, recover
 from hvext.operations.domains.vm import LibvirtVm, open_domain
 from hvext.operations.journal import read_records
+from hvext.operations.observe_host import HostObserver
 from tests.providers import read_calls, write_provider
 from tests.secrecy import new_secret
 from tests.servers.iscsi import USER, IscsiTarget, iscsi_target
@@ -432,10 +434,14 @@ def test_a_move_is_refused_with_its_reason_and_done_past_libvirt_when_asked_for(
         vm.repoint(disk.volume.uuid, [path])
     assert "--through-monitor" in refused.value.hint
     there = nodes(paused)
+    was = uri
     for place in (path, uri, path):
         moved = vm.repoint(disk.volume.uuid, [place], through_monitor=True)
         assert moved.changed
+        assert (moved.before, moved.after) == (was.words, place.words), "a path, or a URI"
+        assert f" at {was.words} until" in moved.warnings[0]
         assert "dumpxml" in moved.warnings[0]
+        was = place
         assert nodes(paused) == there
         listed = vm.disks()[disk.volume.uuid]
         assert listed.live is not None
@@ -601,6 +607,9 @@ def test_audit_tells_of_a_domain_that_its_storage_has_stopped_and_how_it_runs_ag
             "the guest is stopped: the storage of sample/died has failed; bring it back (hvext attach "
         )
         assert found.words.endswith(f"virsh -c '{daemon.uri}' resume stops")
+        (seen,) = asyncio.run(HostObserver(names=["stops"]).observe())
+        (warning,) = seen.disks[0].warnings
+        assert (warning.oddity, warning.words) == (Oddity.FAILED, found.words)
         daemon.end("stops")
         assert vm.unplug(disk).detached
 

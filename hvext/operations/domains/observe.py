@@ -26,10 +26,11 @@ from hvext.core.statistics import parse_libvirt_counts
 from hvext.errors import DomainError, HvextError, InputError, QemuError
 from hvext.host.domain import DomainHandle, connect
 from hvext.operations.domains.listing import ListedDisk, list_disks
-from hvext.operations.domains.recovery import place_of
+from hvext.operations.domains.recovery import place_of, why_stopped
 from hvext.operations.domains.views import look_now
+from hvext.operations.failover import IO_ERROR
 from hvext.operations.journal import Journal
-from hvext.operations.observe import Beside, beside, from_journal, seen
+from hvext.operations.observe import Beside, beside, from_journal, seen, stops_of
 from hvext.operations.records import read_records
 
 
@@ -57,8 +58,10 @@ def look_at(
             counts[disk.alias] = parse_libvirt_counts(handle.counts_of(disk.target))
         running[uuid] = running_disk(disk, known.get(uuid))
     taken_s = time.monotonic()
-    disks = tuple(seen(uuid, said, running=running.get(uuid), counts=counts) for uuid in uuids)
-    return ObservedVm(name=said.record.name, state=state, taken_s=taken_s, disks=disks)
+    # QEMU asks nobody then: what it had asked for has failed.
+    stops, words = stops_of(*why_stopped(handle, views.live, said.record)) if state == IO_ERROR else ({}, "")
+    disks = tuple(seen(uuid, said, running=running.get(uuid), counts=counts, stopped=stops.get(uuid)) for uuid in uuids)
+    return ObservedVm(name=said.record.name, state=state, taken_s=taken_s, words=words, disks=disks)
 
 
 def _sizes(handle: DomainHandle, live: Domain) -> dict[uuid_module.UUID, int | None]:

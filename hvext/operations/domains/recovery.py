@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Iterator
 from functools import partial
 
 from hvext.core.audit import Finding, Kind, audit_stopped, audit_unseen
+from hvext.core.domain import Domain
 from hvext.core.record import DiskRecord, Intent, Operation, VmRecord
 from hvext.errors import DomainError, HvextError
-from hvext.host.domain import connect
+from hvext.host.domain import DomainHandle, connect
 from hvext.host.journal import JournalFolder
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
@@ -59,13 +60,24 @@ def _looked_at(record: VmRecord) -> tuple[Views, list[Finding]]:
             views = look_now(domain)
             if views.live is None or domain.state != IO_ERROR:
                 return views, []
-            failed = domain.failed_disks()
+            return views, why_stopped(domain, views.live, record)[1]
         except DomainError:
             return Views(live=None, config=None), []
-    disks = {uuid: failed[disk.target] for uuid, disk in views.live.disks.items() if disk.target in failed}
+
+
+def why_stopped(
+    domain: DomainHandle, live: Domain, record: VmRecord
+) -> tuple[dict[uuid_module.UUID, bool], list[Finding]]:
+    """Return the disks whose requests fail, each with whether its storage is full, and what is said about that.
+
+    For a domain that an I/O error has stopped.
+    """
+    failed = domain.failed_disks()
+    disks = {uuid: failed[disk.target] for uuid, disk in live.disks.items() if disk.target in failed}
     gone, full = ({uuid for uuid, is_full in disks.items() if is_full is each} for each in (False, True))
+    uri, name = place_of(record)
     again = f"virsh -c {shlex.quote(uri)} resume {shlex.quote(name)}"
-    return views, list(audit_stopped(record, gone, full, again=again, watched=False))
+    return disks, list(audit_stopped(record, gone, full, again=again, watched=False))
 
 
 def _fits(record: VmRecord, known: DiskRecord, views: Views) -> Iterator[Finding]:
