@@ -27,6 +27,7 @@ from hvext.core.options import DeviceModel, DiskOptions, Placement
 from hvext.core.plan import plan_disk
 from hvext.core.value import replace
 from hvext.errors import ProgramError
+from hvext.host import interrupts
 from hvext.host.guest import Console
 from hvext.host.machine import (
     GuestImage,
@@ -135,7 +136,7 @@ class GuestLevel:
         """
         lines = job_lines(workload, run_s=run_s, warm_up_s=warm_up_s, span_bytes=self._span, seed=seed)
         total_s = run_s + warm_up_s
-        return asyncio.run(self._measure(place, lines, total_s, run_s / total_s))
+        return interrupts.run(self._measure(place, lines, total_s, run_s / total_s))
 
     async def _measure(
         self, place: Place, lines: Sequence[str], total_s: float, part: float

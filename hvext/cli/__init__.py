@@ -83,6 +83,8 @@ def _run(words: Sequence[str]) -> int:
         print_error(error, as_json=getattr(arguments, "json", False))
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
+        # It is over: there is nothing left that a second one could end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print_error(_interrupted(changes=hasattr(arguments, "dry_run")), as_json=getattr(arguments, "json", False))
         return _INTERRUPTED
     except OSError as error:

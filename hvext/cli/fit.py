@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 
 from hvext.cli.arguments import options, parameters, secret_files
 from hvext.cli.explain import described
@@ -15,6 +14,7 @@ from hvext.core.fit import Finding, Fit
 from hvext.core.plan import DiskPlan
 from hvext.core.volume import Volume, derived_uuid
 from hvext.errors import InputError
+from hvext.host import interrupts
 from hvext.host.provider import DEFAULT_SEARCH_PATH, ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S, connect
 from hvext.operations.fit.examination import Examined, examine
@@ -36,7 +36,7 @@ def fit(arguments: argparse.Namespace, attachment: Attachment | None) -> int:
             host = ProviderHost(search_path=folders)
             return await examine(monitor, host, wished, attachment, name=arguments.vm, offline=arguments.offline)
 
-    examined = asyncio.run(work())
+    examined = interrupts.run(work())
     if arguments.json:
         print_json(_to_json(examined, attachment))
     else:

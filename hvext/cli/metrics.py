@@ -13,6 +13,7 @@ from threading import Lock
 
 from hvext.core.metrics import Family, vm_families
 from hvext.errors import HvextError
+from hvext.host import interrupts
 from hvext.host.journal import JournalFolder
 from hvext.host.metrics_page import page, serving, write_page
 from hvext.operations.observe_host import HostObserver
@@ -29,7 +30,7 @@ def metrics(arguments: argparse.Namespace) -> int:
     """Print or write what is measured of all VMs of this host."""
     check_names(arguments.vm, JournalFolder())
     observer = HostObserver(names=arguments.vm, wait_s=arguments.wait)
-    families = vm_families(asyncio.run(observer.observe()))
+    families = vm_families(interrupts.run(observer.observe()))
     if arguments.output:
         write_page(arguments.output, families)
     else:

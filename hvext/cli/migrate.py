@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from hvext.cli.output import print_json, print_warnings, reporter
 from hvext.cli.start import file_values, given_disks, read_json
 from hvext.core.migration import Description, Transfer
 from hvext.errors import HvextError
+from hvext.host import interrupts
 from hvext.host.qmp import CONNECT_TIMEOUT_S
 from hvext.operations import moving
 from hvext.operations.sending import Migrated
@@ -35,7 +35,7 @@ def begin(arguments: argparse.Namespace) -> int:
         async with _vm(arguments) as vm:
             return await moving.begin(vm, disks, own_controller=arguments.own_controller)
 
-    print_json(asyncio.run(work()).to_json())
+    print_json(interrupts.run(work()).to_json())
     return 0
 
 
@@ -47,7 +47,7 @@ def listen(arguments: argparse.Namespace) -> int:
         async with _vm(arguments) as vm:
             return await moving.listen(vm, description, arguments.at)
 
-    address = asyncio.run(work())
+    address = interrupts.run(work())
     print_json({"state": "listening", "at": address}) if arguments.json else print(address)
     return 0
 
@@ -70,7 +70,7 @@ def migrate(arguments: argparse.Namespace) -> int:
             )
 
     try:
-        result = asyncio.run(work())
+        result = interrupts.run(work())
     except KeyboardInterrupt:
         print_warnings([_NOT_SENT])
         raise
@@ -103,7 +103,7 @@ def finish(arguments: argparse.Namespace) -> int:
         async with _vm(arguments) as vm:
             return await moving.finish(vm, description, timeout_s=arguments.wait)
 
-    return _stands(arguments, asyncio.run(work()), "the guest is on this host")
+    return _stands(arguments, interrupts.run(work()), "the guest is on this host")
 
 
 def cancel(arguments: argparse.Namespace) -> int:
@@ -114,7 +114,7 @@ def cancel(arguments: argparse.Namespace) -> int:
         async with _vm(arguments) as vm:
             return await moving.cancel(vm, disks, target_ended=arguments.target_ended)
 
-    return _stands(arguments, asyncio.run(work()), "the guest stays on this host")
+    return _stands(arguments, interrupts.run(work()), "the guest stays on this host")
 
 
 def stop(arguments: argparse.Namespace) -> int:

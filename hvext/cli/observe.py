@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 
 from hvext.cli.arguments import provider_host
@@ -11,6 +10,7 @@ from hvext.cli.output import place_text, print_json, print_table, print_warnings
 from hvext.core.moment import local_text
 from hvext.core.observation import ObservedDisk, ObservedVm, Oddity
 from hvext.core.statistics import Kind, Requests
+from hvext.host import interrupts
 from hvext.host.qmp import CONNECT_TIMEOUT_S
 from hvext.operations.observe import observe
 from hvext.operations.vm import open_vm_async
@@ -22,7 +22,7 @@ _STILL = (Oddity.FULL, Oddity.FAILED, Oddity.STUCK)
 
 def disks_listed(arguments: argparse.Namespace) -> int:
     """Print the disks of a guest, or all that is known of each of them."""
-    seen = asyncio.run(_seen(arguments))
+    seen = interrupts.run(_seen(arguments))
     none = "the guest has no disks of hvext"
     if arguments.json:
         print_json([disk.to_json() for disk in seen.disks])
@@ -87,9 +87,8 @@ def disk_lines(disk: ObservedDisk) -> list[str]:
     size = size_text(disk.running.root.size_bytes if disk.running and disk.running.root else None)
     lines = [f"{disk.volume}  {running.get('model') or '(no device)'}  {size}", _row("disk", str(disk.uuid))]
     if disk.access:
-        since = disk.record.since if disk.record else None
         where = place_text(running.get("uri") or running.get("filename"))
-        began = f", since {local_text(since)}" if since is not None else ""
+        began = f", since {local_text(disk.since)}" if disk.since is not None else ""
         away = ", after a failover" if disk.record and disk.record.failed_over else ""
         lines.append(_row("access", f"{disk.access} {where}{began}{away}"))
     lines += [_row(str(kind), _requests(each)) for kind, each in _counted(disk)]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 
 from hvext.cli.arguments import provider_host
 from hvext.cli.output import print_json, print_note, print_table, reporter
+from hvext.host import interrupts
 from hvext.host.journal import JournalFolder
 from hvext.operations import audit as auditing
 from hvext.operations import recover as recovering
@@ -19,7 +19,9 @@ from hvext.operations.whose import where_looked
 def audit(arguments: argparse.Namespace) -> int:
     """List what does not fit together; 1 when there is anything to recover."""
     check_names(arguments.vm, JournalFolder())
-    findings = asyncio.run(auditing.audit(monitors=arguments.qmp, names=arguments.vm, timeout_s=arguments.qmp_timeout))
+    findings = interrupts.run(
+        auditing.audit(monitors=arguments.qmp, names=arguments.vm, timeout_s=arguments.qmp_timeout)
+    )
     if arguments.json:
         print_json([finding.to_json() for finding in findings])
     elif not findings:
@@ -37,7 +39,7 @@ def audit(arguments: argparse.Namespace) -> int:
 def recover(arguments: argparse.Namespace) -> int:
     """Finish or undo what was left; 1 when something had to be left as it is."""
     check_names([*arguments.vm, *arguments.gone], JournalFolder())
-    done = asyncio.run(
+    done = interrupts.run(
         recovering.recover(
             provider_host(arguments),
             monitors=arguments.qmp,

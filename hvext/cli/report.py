@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import socket
 import time
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from hvext.core.history import parse_history
 from hvext.core.observation import ObservedVm
 from hvext.core.record import VmRecord
 from hvext.errors import HvextError
+from hvext.host import interrupts
 from hvext.host.journal import JournalFolder
 from hvext.operations.observe import observe
 from hvext.operations.observe_host import HostObserver
@@ -36,7 +36,7 @@ def report(arguments: argparse.Namespace) -> int:
     check_names(arguments.vm, folder)
     print_note(where_looked(folder))
     benchmarks = tuple(_benchmark(path) for path in arguments.bench)
-    vms = asyncio.run(_seen(arguments, folder))
+    vms = interrupts.run(_seen(arguments, folder))
     wished = {vm.name for vm in vms} if arguments.vm else None
     content = Content(
         host=socket.gethostname(),

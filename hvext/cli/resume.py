@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import sys
 
 from hvext.cli.output import print_json, reporter
+from hvext.host import interrupts
 from hvext.host.qmp import CONNECT_TIMEOUT_S
 from hvext.operations.resume import Resumed, ResumeState
 from hvext.operations.resume import resume as resume_guest
@@ -19,7 +19,7 @@ _WAITS = "the guest's requests wait for that, and none is lost"
 
 def resume(arguments: argparse.Namespace) -> int:
     """Let the guest run again; 1 when it does not run."""
-    result = asyncio.run(_resumed(arguments))
+    result = interrupts.run(_resumed(arguments))
     hint = _hint(result)
     if arguments.json:
         print_json(result.to_json() | {"hint": hint})

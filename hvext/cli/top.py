@@ -14,6 +14,7 @@ from hvext.cli.output import print_note, print_table
 from hvext.core.activity import COLUMNS, NUMBERS, Row, activity, busiest
 from hvext.core.extras import install_words
 from hvext.core.moment import local_text, utc_text
+from hvext.host import interrupts
 from hvext.host.journal import JournalFolder, closed_folder
 from hvext.operations.observe_host import HostObserver
 from hvext.operations.records import check_names
@@ -39,7 +40,7 @@ def top(arguments: argparse.Namespace) -> int:
     times = 1 if arguments.once else arguments.count
     live = times is None and not arguments.json and sys.stdout.isatty()
     with contextlib.suppress(*([KeyboardInterrupt] if times is None else [])), _shown(arguments, live=live) as show:
-        asyncio.run(_look(observer, arguments.interval, times, show))
+        interrupts.run(_look(observer, arguments.interval, times, show))
     return 0
 
 

@@ -19,6 +19,7 @@ from hvext.core.moment import utc_text
 from hvext.core.schedule import Pace
 from hvext.core.supervision import GiveUpRule, Notice
 from hvext.errors import HvextError, InputError
+from hvext.host import interrupts
 from hvext.host.provider import ProviderHost
 from hvext.operations.fence import CommandFence, Fence, ProviderFence
 from hvext.operations.watch import Watch, WatchSettings
@@ -29,7 +30,7 @@ def watch(arguments: argparse.Namespace) -> int:
     host = provider_host(arguments)
     watching = Watch(settings(arguments, host), host=host, say=_printer(as_json=arguments.json))
     check_goes_on(arguments)
-    well = asyncio.run(_run(watching, arguments.metrics))
+    well = interrupts.run(_run(watching, arguments.metrics))
     if arguments.once and not watching.found:
         raise nobody()
     return 0 if well or not arguments.once else 1

@@ -14,7 +14,7 @@ from hvext.core.capability import DEVICE_TYPES, Capabilities, lacks_module, modu
 from hvext.core.schema import Schema
 from hvext.core.value import replace
 from hvext.errors import CommandRefused, MonitorError, ProgramError
-from hvext.host import cache
+from hvext.host import cache, interrupts
 from hvext.host.files import program_path
 from hvext.host.machine import Machine, MachineOptions, start_machine
 from hvext.host.qmp import Monitor, connect
@@ -79,7 +79,7 @@ def running_capabilities(qmp: str) -> Capabilities:
         async with connect(qmp) as monitor:
             return await query_capabilities(monitor)
 
-    return asyncio.run(ask())
+    return interrupts.run(ask())
 
 
 async def loads_module(monitor: Monitor, driver: str) -> bool:
@@ -137,11 +137,11 @@ def _asked(binary: str) -> tuple[Capabilities, frozenset[str]]:
     with _started(binary) as machine:
         # Before a module can end it.
         files = cache.mapped_files(machine.pid)
-        capabilities, loads = asyncio.run(_all_of(machine, binary))
+        capabilities, loads = interrupts.run(_all_of(machine, binary))
         files |= cache.mapped_files(machine.pid)
     while remaining := [driver for driver in module_drivers(capabilities.schema) if driver not in loads]:
         with _started(binary) as machine:
-            loads |= asyncio.run(_more_of(machine, remaining))
+            loads |= interrupts.run(_more_of(machine, remaining))
             files |= cache.mapped_files(machine.pid)
     return replace(capabilities, unloadable=frozenset(driver for driver, good in loads.items() if not good)), files
 

@@ -16,6 +16,7 @@ from hvext.core.running import RunningDisk
 from hvext.core.uri import Location, parse_uri
 from hvext.core.value import replace, value_object
 from hvext.errors import DiskNotFound, HvextError, JournalError, PlugError
+from hvext.host import interrupts
 from hvext.host.files import opened_as
 from hvext.host.journal import JournalFolder
 from hvext.host.provider import ProviderHost
@@ -460,7 +461,7 @@ async def open_vm_async(
 class Vm:
     """A running guest, for callers without an event loop. Made by ``open_vm``; for one thread at a time."""
 
-    def __init__(self, runner: asyncio.Runner, vm: AsyncVm) -> None:
+    def __init__(self, runner: interrupts.Runner, vm: AsyncVm) -> None:
         self._runner = runner
         self._vm = vm
 
@@ -532,7 +533,7 @@ def open_vm(
     with contextlib.suppress(RuntimeError):
         asyncio.get_running_loop()
         raise HvextError("open_vm blocks, and this thread runs an event loop", hint="use open_vm_async")
-    with asyncio.Runner() as runner:
+    with interrupts.Runner() as runner:
         opening = open_vm_async(
             qmp,
             host=host,
@@ -542,8 +543,7 @@ def open_vm(
             name=name,
             state=state,
         )
-        vm = runner.run(opening.__aenter__())
         try:
-            yield Vm(runner, vm)
+            yield Vm(runner, runner.run(opening.__aenter__()))
         finally:
-            runner.run(opening.__aexit__(None, None, None))
+            runner.end(opening.gen.aclose())

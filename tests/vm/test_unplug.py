@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +18,7 @@ from tests.vm.state import on_debug_monitor, state_of
 from tests.vm.volume import guest_disks, kill_servers, read_direct, wait_for_disk
 
 if TYPE_CHECKING:
-    from tests.vm.conftest import GuestFactory, Storage
+    from tests.vm.conftest import GuestFactory, MachineFactory, Storage
 
 pytestmark = pytest.mark.vm
 BLOCKS = 512
@@ -131,3 +136,29 @@ def test_unplug_by_uuid_leaves_the_volume_attached(
         assert result.state == "unplugged"
         assert not result.detached
         assert state_of(guest.machine, storage.folder).loops
+
+
+def test_an_unplug_that_is_interrupted_again_and_again_ends_with_one_line(
+    machine: MachineFactory, create: Callable[..., Disk]
+) -> None:
+    # A guest that is paused never lets it go.
+    started = machine(start_paused=True)
+    disk = create()
+    words = ["--qmp", str(started.qmp_path), "--log-dir", "none"]
+    words += [word for name, value in disk.volume.parameters.items() for word in ("-p", f"{name}={value}")]
+    words += [disk.provider, disk.volume.name]
+    subprocess.run([sys.executable, "-m", "hvext", "plug", *words], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    chance = random.Random(7)  # noqa: S311
+    for number in range(12):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hvext", "unplug", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        time.sleep(chance.uniform(0.1, 0.5))
+        for _interrupt in range(1 + number % 4):
+            process.send_signal(signal.SIGINT)
+            time.sleep(chance.uniform(0, 0.02))
+        _out, err = process.communicate(timeout=60)
+        # Until it begins, an interrupt is Python's own.
+        if process.returncode != -signal.SIGINT:
+            assert (process.returncode, err.splitlines()[0]) == (130, "hvext: interrupted")
+            assert len(err.splitlines()) == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import sys
 from collections.abc import Awaitable, Callable
@@ -17,6 +16,7 @@ from hvext.core.disk import Disk, parse_uuid
 from hvext.core.identity import DiskNames
 from hvext.core.uri import Location, parse_uri
 from hvext.errors import InputError
+from hvext.host import interrupts
 from hvext.host.files import opened_as
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S, connect
@@ -122,4 +122,4 @@ def asked_over_monitor(arguments: argparse.Namespace, host: ProviderHost, ask: C
                 monitor = await stack.enter_async_context(opening)
             return await ask(DryRun(monitor, host, name=arguments.vm))
 
-    return asyncio.run(work())
+    return interrupts.run(work())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Awaitable, Callable
 
 from hvext.cli.arguments import provider_host
 from hvext.cli.dry_run.show import show
 from hvext.cli.migrate import limits, stop_failure, the_description
 from hvext.cli.start import given_disks
+from hvext.host import interrupts
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S, connect
 from hvext.operations.dry_run.migration import DryMigration
@@ -79,4 +79,4 @@ def _show(arguments: argparse.Namespace, ask: Callable[[DryMigration], Awaitable
         ) as monitor:
             return await ask(DryMigration(monitor, host, name=arguments.vm))
 
-    return show(arguments, asyncio.run(work()))
+    return show(arguments, interrupts.run(work()))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 
 from hvext.cli.arguments import provider_host
 from hvext.cli.dry_run.show import show_all
+from hvext.host import interrupts
 from hvext.host.journal import JournalFolder
 from hvext.operations.dry_run.planned import Planned
 from hvext.operations.dry_run.recovery import DryRecovery
@@ -21,7 +21,7 @@ def recover(arguments: argparse.Namespace) -> int:
         recovery = DryRecovery(provider_host(arguments), timeout_s=arguments.qmp_timeout)
         return await recovery.plans(monitors=arguments.qmp, names=arguments.vm, gone=arguments.gone)
 
-    plans = asyncio.run(work())
+    plans = interrupts.run(work())
     if not plans and not arguments.json:
         print("nothing to recover")
     return show_all(arguments, plans)

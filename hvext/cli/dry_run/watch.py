@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 
 from hvext.cli.arguments import provider_host
 from hvext.cli.dry_run.show import show_all
 from hvext.cli.watch import check_goes_on, nobody, settings
 from hvext.errors import InputError
+from hvext.host import interrupts
 from hvext.operations.dry_run.planned import Planned
 from hvext.operations.dry_run.watch import plan_guest
 from hvext.operations.watch import Watch
@@ -28,4 +28,4 @@ def watch(arguments: argparse.Namespace) -> int:
     async def work() -> list[Planned]:
         return [await plan_guest(address, wished, host) for address in addresses]
 
-    return show_all(arguments, asyncio.run(work()))
+    return show_all(arguments, interrupts.run(work()))

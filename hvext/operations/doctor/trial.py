@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hvext.errors import CommandRefused, ProgramError
-from hvext.host import process
+from hvext.host import interrupts, process
 from hvext.host.files import program_path
 from hvext.host.machine import MachineOptions, start_machine
 from hvext.host.process import Cancel
@@ -48,7 +47,7 @@ def answers(ask: Ask, commands: Sequence[tuple[str, Mapping[str, object]]]) -> l
     kept = {name: os.environ[name] for name in (MODULE_DIR,) if name in os.environ}
     options = MachineOptions(name="doctor", machine="none", qemu=ask.qemu, env=kept)
     with tempfile.TemporaryDirectory(prefix="hvext-") as folder, start_machine(options, None, Path(folder)) as machine:
-        return asyncio.run(_all(str(machine.qmp_path), commands))
+        return interrupts.run(_all(str(machine.qmp_path), commands))
 
 
 async def _all(socket: str, commands: Sequence[tuple[str, Mapping[str, object]]]) -> list[str]:

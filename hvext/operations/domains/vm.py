@@ -16,6 +16,7 @@ from hvext.core.record import Intent, Operation, namesakes
 from hvext.core.uri import Location
 from hvext.core.value import replace
 from hvext.errors import HvextError, InputError, RepointRefused
+from hvext.host import interrupts
 from hvext.host.domain import Connection, DomainHandle, connect
 from hvext.host.journal import JournalFolder
 from hvext.host.provider import ProviderHost
@@ -314,7 +315,7 @@ def _open(stack: contextlib.ExitStack, uri: str, name: str) -> tuple[DomainHandl
 class LibvirtVm:
     """A domain of libvirt, for callers without an event loop. Made by ``open_domain``; for one thread at a time."""
 
-    def __init__(self, runner: asyncio.Runner, domain: AsyncDomain) -> None:
+    def __init__(self, runner: interrupts.Runner, domain: AsyncDomain) -> None:
         self._runner = runner
         self._domain = domain
 
@@ -388,10 +389,9 @@ def open_domain(
     with contextlib.suppress(RuntimeError):
         asyncio.get_running_loop()
         raise HvextError("open_domain blocks, and this thread runs an event loop", hint="use open_domain_async")
-    with asyncio.Runner() as runner:
+    with interrupts.Runner() as runner:
         opening = open_domain_async(uri, domain, host=host, report=report, name=name, state=state)
-        opened = runner.run(opening.__aenter__())
         try:
-            yield LibvirtVm(runner, opened)
+            yield LibvirtVm(runner, runner.run(opening.__aenter__()))
         finally:
-            runner.run(opening.__aexit__(None, None, None))
+            runner.end(opening.gen.aclose())
