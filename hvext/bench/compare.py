@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from hvext.bench import statistics
+from hvext.bench.empty import data_share, emptiness
 from hvext.bench.figures import figure_text
 from hvext.bench.overall import MIN_EFFECT, Finding, differs
 from hvext.bench.result import Result
@@ -95,12 +96,16 @@ class Total:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What changed. ``hosts`` says in words what else differs; ``missing`` what only one of the two measured."""
+    """What changed. ``hosts`` says in words what else differs; ``missing`` what only one of the two measured.
+
+    ``empty`` says of which of the two the figures are the reading of nothing.
+    """
 
     hosts: tuple[str, ...]
     changes: tuple[Change, ...]
     overall: tuple[Total, ...]
     missing: tuple[str, ...]
+    empty: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON-able mapping."""
@@ -109,6 +114,7 @@ class Comparison:
             "changes": [change.to_json() for change in self.changes],
             "overall": [total.to_json() for total in self.overall],
             "missing": list(self.missing),
+            "empty": list(self.empty),
         }
 
 
@@ -131,6 +137,11 @@ def compare(before: Result, after: Result) -> Comparison:
         changes=tuple(replace(change, p_holm=p) for change, p in zip(changes, corrected, strict=True)),
         overall=tuple(replace(total, p_holm=p) for total, p in zip(totals, total_ps, strict=True)),
         missing=_missing(old, new, cells),
+        empty=tuple(
+            f"{which}: {words}"
+            for which, result in (("before", before), ("after", after))
+            if (words := emptiness(data_share(result)))
+        ),
     )
 
 

@@ -16,13 +16,16 @@ from hvext.bench.result import QEMU_IMG, Workload
 from hvext.core.identity import DiskNames
 from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.uri.location import Companions, Location
+from hvext.errors import ProgramError
 from hvext.host.private import private_folder, remove_private, write_private
-from hvext.host.qemu_img import Benched, bench, size_bytes
+from hvext.host.qemu_img import Benched, bench, data_bytes, size_bytes
 from hvext.host.qemu_io import write_pattern
 from hvext.host.usage import cpu_times
 
 #: Nobody waits longer for a run, however slow the storage is.
 _LIMIT_S = 3600.0
+#: Nor for what of the volume holds data: storage in many pieces takes long to say.
+_MAP_LIMIT_S = 10.0
 #: What the part that is measured is filled with, and how much of it at once.
 _FILLED, _PIECE = 0x5A, 64 << 20
 #: What a run is calibrated with, for the first time.
@@ -63,6 +66,14 @@ class HostLevel:
         """Return the size of the volume as it is seen at a place; raises ProgramError."""
         plan = self._plan(place)
         return size_bytes(_nested(plan, 0, write=False), plan.needs.objects)
+
+    def data_bytes(self, place: Place) -> int | None:
+        """Return how much of the part that is measured holds data, as far as a place says; None when it fails to."""
+        plan = self._plan(place)
+        try:
+            return data_bytes(_nested(plan, self._span, write=False), plan.needs.objects, limit_s=_MAP_LIMIT_S)
+        except ProgramError:
+            return None
 
     def fill(self, place: Place) -> None:
         """Write the part that is measured once: what was never written to is read from nowhere."""

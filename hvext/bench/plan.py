@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hvext.bench.result import Level, Workload
-from hvext.bench.run import FILL, Settings, acts
+from hvext.bench.run import ASK, FILL, Settings, acts
 from hvext.core.disk import Disk
 from hvext.host.provider import ProviderHost
 from hvext.operations.dry_run.planned import Planned, PlannedStep, in_words
@@ -29,6 +29,8 @@ def plan(
     steps += [PlannedStep(name=f"make {kind} from the block path", inverse="remove it") for kind in settings.made]
     if settings.destroy_data:
         steps.append(PlannedStep(name=f"{FILL}: up to {span_mib} MiB from the beginning", one_way=True))
+    else:
+        steps.append(PlannedStep(name=ASK))
     for level in settings.levels:
         if level is Level.GUEST:
             steps.append(PlannedStep(name=f"boot the guest in {settings.guest}", inverse="end it"))

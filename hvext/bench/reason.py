@@ -65,7 +65,8 @@ class Reason:
     def _same(self) -> str:
         item, change = self._far(), self._furthest()
         if item.rounds < DECISIVE_ROUNDS:
-            return f"{count_words(item.rounds, 'round')} are too few for any conclusion {self.where}: {change}"
+            few = "is too few" if item.rounds == 1 else "are too few"
+            return f"{count_words(item.rounds, 'round')} {few} for any conclusion {self.where}: {change}"
         if item.speed.p < statistics.ALPHA and not differs(item.speed, MIN_EFFECT):
             return f"The accesses differ by less than counts ({percent_text(MIN_EFFECT - 1)}) {self.where}: {change}"
         if item.speed.p < statistics.ALPHA and not item.differs:

@@ -60,8 +60,9 @@ def _verdict(result: Result, verdict: Verdict) -> str:
     which = f" <small>{escape(verdict.access)}</small>" if verdict.access else ""
     badge = "the figures carry this" if verdict.certain else "not certain"
     kind = "faster" if verdict.certain else "slower"
+    carried = "" if verdict.recommendation.to_json() is None else f' <span class="badge {kind}">{badge}</span>'
     lines = [
-        f'<p class="muted">Recommendation <span class="badge {kind}">{badge}</span></p>',
+        f'<p class="muted">Recommendation{carried}</p>',
         f'<p class="answer">{escape(answer[:1].upper() + answer[1:] if not verdict.access else answer)}{which}</p>',
         f'<p class="reason">{escape(verdict.reason)}</p>',
         f"<p>{escape(verdict.advice)}</p>" if verdict.advice else "",
@@ -123,11 +124,13 @@ def _row(row: Row, series: int, fields: Sequence[str]) -> str:
 
 def _facts(result: Result) -> str:
     volume = dict(result.volume)
-    for name in ("size_bytes", "span_bytes"):
+    for name in ("size_bytes", "span_bytes", "data_bytes"):
         if isinstance(volume.get(name), int):
             volume[name.removesuffix("_bytes")] = f"{volume.pop(name) / 2**20:,.0f} MiB"
     if "span" in volume:
         volume["measured part"] = volume.pop("span")
+    if "data" in volume:
+        volume["data in it"] = volume.pop("data")
     accesses = {access.name: _access_words(access.kind, access.words, access.options) for access in result.accesses}
     return (
         "<section><h2>What was measured</h2>"

@@ -4,7 +4,8 @@
 
     attach the volume
       make what is to be made from the block path
-        fill the part that is measured            only when its data may be destroyed
+        fill the part that is measured            only when its data may be destroyed,
+        or ask the storage what of it holds data  else
         for each level and device
           round 1:  workload 1: path, nbd    workload 2: path, nbd    …
           round 2:  workload 1: nbd, path    …
@@ -21,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from hvext.bench.empty import CURE, NEARLY_EMPTY, emptiness
 from hvext.bench.guest_level import GuestLevel, bench_guest, find_parts
 from hvext.bench.host_level import HostLevel, needs_objects
 from hvext.bench.places import Made, Place, made, offered
@@ -42,6 +44,8 @@ from hvext.operations.volumes import attach_acts, detach_volume
 _MIB = 1 << 20
 #: What is done before writing is measured.
 FILL = "filling the part that is measured"
+#: What is done before reading alone is.
+ASK = "ask the storage whether the part that is measured holds data"
 _LEAST_SPAN = 16 * _MIB
 
 
@@ -98,6 +102,9 @@ class Watcher(Protocol):
 
     def step(self, words: str) -> None:
         """Be told what is done now; a run that begins counts."""
+
+    def warn(self, words: str) -> None:
+        """Be told what makes the figures worth less, before they are measured."""
 
 
 def measure(
@@ -166,6 +173,10 @@ def _measure_places(
             "nothing can be measured on the host: qemu-img bench takes no secrets, and cannot mix reads and writes",
             hint="--level guest can",
         )
+    data = None if settings.destroy_data else _data_bytes(names, openable, span_bytes)
+    share = None if data is None else data / span_bytes
+    if words := emptiness(share):
+        watcher.warn(f"{words} {CURE}")
     watcher.begin(n_runs, settings.length.run_s + settings.length.warm_up_s + OVERHEAD_S)
     if settings.destroy_data:
         watcher.step(FILL)
@@ -184,6 +195,7 @@ def _measure_places(
             "name": disk.volume.name,
             "size_bytes": size_bytes,
             "span_bytes": span_bytes,
+            **({} if data is None else {"data_bytes": data}),
         },
         settings={
             "length": settings.length.name,
@@ -196,8 +208,20 @@ def _measure_places(
         accesses=tuple(place.access for place in places if place.name in measured),
         workloads=tuple(workloads),
         runs=tuple(runs),
-        notes=_notes(settings, places),
+        notes=_notes(settings, places, share),
     )
+
+
+def _data_bytes(names: DiskNames, places: Sequence[Place], span_bytes: int) -> int | None:
+    """Return how much of the measured part holds data; None when no place says it.
+
+    All places are one volume, and a block device says "data" of everything: who knows of the least knows most. What is
+    made from the block path knows no more than that.
+    """
+    there = {place.location: place for place in places if place.access.kind != "made"}
+    with HostLevel(names, span_bytes) as asking:
+        told = [asking.data_bytes(place) for place in there.values()]
+    return min((number for number in told if number is not None), default=None)
 
 
 def _count(places: Sequence[Place], workloads: Sequence[Workload], settings: Settings) -> int:
@@ -259,8 +283,11 @@ def _rounds(
                 )
 
 
-def _notes(settings: Settings, places: Sequence[Place]) -> tuple[str, ...]:
+def _notes(settings: Settings, places: Sequence[Place], share: float | None) -> tuple[str, ...]:
     notes = []
+    if share is not None and share >= NEARLY_EMPTY and (words := emptiness(share)):
+        # With less, that is what the verdict is about.
+        notes.append(f"{words} {CURE}")
     if not settings.destroy_data:
         notes.append("The volume was only read: what writing costs was not measured (--destroy-data allows it).")
     if Level.HOST in settings.levels:

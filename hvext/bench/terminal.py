@@ -91,8 +91,8 @@ def print_comparison(comparison: Comparison, *, file: IO[str] | None = None) -> 
     console.print()
     for total in comparison.overall:
         _say(console, total.words)
-    for missing in comparison.missing:
-        _say(console, f"note: {missing}")
+    for note in (*comparison.empty, *comparison.missing):
+        _say(console, f"note: {note}")
 
 
 def print_tuned(result: Result | None, tuned: Tuned, *, file: IO[str] | None = None) -> None:
@@ -173,6 +173,13 @@ class Progress:
             self._said = now
             left = (now - self._began) / max(1, done) * (self._total - done)
             print(f"{done} of {self._total} runs, {_about(left)} left: {words}", file=self._file, flush=True)
+
+    def warn(self, words: str) -> None:
+        """Say what makes the figures worth less."""
+        if self._bar is not None:
+            self._bar.console.print(f"warning: {words}", markup=False, highlight=False)
+        elif not self._quiet:
+            print(f"warning: {words}", file=self._file, flush=True)
 
 
 def _bar(file: IO[str]) -> RichProgress:

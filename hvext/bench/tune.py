@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 from hvext.bench import statistics
+from hvext.bench.empty import CURE, data_share, emptiness, nearly_empty
 from hvext.bench.overall import DECISION_ALPHA, DECISIVE_ROUNDS, MIN_EFFECT, Overall, corrected, differs, overall
 from hvext.bench.places import Place, place
 from hvext.bench.result import Level, Result
@@ -123,6 +124,9 @@ def choose(result: Result) -> Tuned:
     compared = corrected([item for item in found if item is not None])
     faster = [item for item in compared if item.speed.value > 1 and item.differs]
     where = "in a guest" if guest else "on the host"
+    if nearly_empty(result):
+        reason = f"{emptiness(data_share(result))} {CURE}"
+        return Tuned(best=AS_GIVEN, options=_options(result, AS_GIVEN), reason=reason, compared=tuple(compared))
     if not faster:
         return Tuned(
             best=AS_GIVEN,

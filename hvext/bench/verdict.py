@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from hvext.bench import statistics
+from hvext.bench.empty import CURE, data_share, emptiness, nearly_empty
 from hvext.bench.overall import (
     DECISION_ALPHA,
     DECISIVE_ROUNDS,
@@ -36,6 +37,7 @@ class Recommendation(StrEnum):
     """What to give as ``access``; or, where disk options were measured, that others are better.
 
     ``DEPENDS``: none is the faster one over all workloads, and one of them is faster in some and slower in others.
+    ``ONLY``: there was nothing to compare. ``EMPTY``: what was compared is the reading of nothing.
     """
 
     USERSPACE = "userspace"
@@ -43,6 +45,12 @@ class Recommendation(StrEnum):
     OPTION = "option"
     DEPENDS = "it depends on the workload"
     NONE = "no measurable difference"
+    ONLY = "none, as there was only one access to measure"
+    EMPTY = "none, as the part that was measured holds no data"
+
+    def to_json(self) -> str | None:
+        """Return it for machines: null where no accesses were compared, or none that read anything."""
+        return None if self in (Recommendation.ONLY, Recommendation.EMPTY) else str(self)
 
 
 #: What to do where no access is the faster one.
@@ -69,7 +77,7 @@ class LevelVerdict:
         """Return it as a JSON-able mapping."""
         return {
             "level": str(self.level),
-            "recommendation": str(self.recommendation),
+            "recommendation": self.recommendation.to_json(),
             "access": self.access,
             "reason": self.reason,
             "certain": self.certain,
@@ -121,7 +129,7 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON-able mapping: the recommendation, each level's, and each comparison."""
         return {
-            "recommendation": str(self.recommendation),
+            "recommendation": self.recommendation.to_json(),
             "access": self.access,
             "reason": self.reason,
             "certain": self.certain,
@@ -158,7 +166,17 @@ def judge(result: Result) -> Verdict:
             found = [item for name in others for item in workload_differences(samples, places, base.name, name)]
             differences += found
             levels.append(_judge_level(samples, places, base, found))
+    if levels and nearly_empty(result):
+        levels = [_of_nothing(level) for level in levels]
+        levels[0] = replace(levels[0], reason=f"{emptiness(data_share(result))} {levels[0].reason}")
     return Verdict(baseline=base.name, levels=tuple(levels), differences=tuple(differences))
+
+
+def _of_nothing(level: LevelVerdict) -> LevelVerdict:
+    """Return a level whose figures are of reads that fetched nothing: nothing is recommended by them."""
+    only = level.recommendation is Recommendation.ONLY
+    recommendation = Recommendation.ONLY if only else Recommendation.EMPTY
+    return replace(level, recommendation=recommendation, access="", certain=False, by_cpu=False, advice=CURE)
 
 
 def baseline(accesses: Sequence[MeasuredAccess]) -> MeasuredAccess | None:
@@ -181,11 +199,13 @@ def _judge_level(
     level = places[0].level
     where = "in a guest" if level is Level.GUEST else "on the host"
     if not compared:
+        runs = {run.access for run in samples.result.runs if run.level is level}
+        measured = [name for name in kinds if name in runs]
         return LevelVerdict(
             level=level,
-            recommendation=Recommendation.NONE,
+            recommendation=Recommendation.NONE if len(measured) > 1 else Recommendation.ONLY,
             access="",
-            reason=f"There is nothing to choose between: only {base.name} was measured {where}.",
+            reason=_uncompared(measured, where, made=bool(shown)),
             certain=False,
             advice="",
             by_cpu=False,
@@ -217,6 +237,15 @@ def _judge_level(
         by_cpu=bool(saver),
         overall=(*compared, *shown),
     )
+
+
+def _uncompared(measured: Sequence[str], where: str, *, made: bool) -> str:
+    """Return why none of the accesses that can be chosen was compared with another."""
+    if len(measured) > 1:
+        return f"No round has a figure of each access {where}, so there is nothing to compare."
+    names = measured[0] if measured else "what was made from the block path"
+    more = "; what was made from the block path cannot be chosen" if made and measured else ""
+    return f"There was only one access to measure {where} ({names}), so there is nothing to compare{more}."
 
 
 def _winner(base: str, scores: Sequence[tuple[str, float, bool]]) -> str:

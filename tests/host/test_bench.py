@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from hvext.bench import host_level
 from hvext.bench.places import Made
 from hvext.bench.result import Result
 from hvext.bench.run import Settings, measure
@@ -42,6 +43,7 @@ class Quiet:
 
     def __init__(self) -> None:
         self.expected, self.steps = 0, 0
+        self.warnings: list[str] = []
 
     def begin(self, n_runs: int, seconds: float) -> None:
         self.expected = n_runs
@@ -49,6 +51,9 @@ class Quiet:
 
     def step(self, words: str) -> None:
         self.steps += words.startswith("round")
+
+    def warn(self, words: str) -> None:
+        self.warnings.append(words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,46 @@ def test_every_access_is_measured_and_the_volume_is_only_read(sample: Sample) ->
     assert loops(sample) == devices
 
 
+def test_a_volume_that_was_never_written_to_is_told_before_and_after(sample: Sample, tmp_path: Path) -> None:
+    """The block device is a loop, which calls everything data; the NBD server knows better."""
+    watcher = Quiet()
+    result = measure(sample.host, sample.disk, Settings(length=SHORT), watcher)
+    assert 1 << 20 <= result.volume["data_bytes"] < 4 << 20
+    assert len(watcher.warnings) == 1
+    assert "fetch nothing from the storage" in watcher.warnings[0]
+    assert judge(result).recommendation is Recommendation.EMPTY
+    # Only the part that is measured counts: the first MiB is written.
+    with sample.image.open("r+b") as image:
+        image.write(os.urandom(20 << 20))
+    short = ("--quick", "--rounds", 1, "--runtime", 0.1)
+    page = tmp_path / "r.html"
+    done = hvext("bench", *named(sample), *short, "--span", "16M", "--html", page)
+    assert (done.returncode, "holds" in done.stderr, "fetch nothing" in done.stdout) == (0, False, False), done
+    done = hvext("bench", *named(sample), *short, "--html", page)
+    assert "warning: Only 31 % of the part that is measured holds data" in done.stderr
+    for text in (done.stdout, page.read_text()):
+        assert "Only 31 % of the part that is measured holds data" in text
+        assert "--destroy-data" in text
+    assert "holds no data" not in done.stdout
+
+
+def test_storage_that_cannot_say_what_it_holds_is_left_alone(tmp_path: Path) -> None:
+    image, watcher = tmp_path / "image", Quiet()
+    with image.open("wb") as stream:
+        stream.truncate(32 << 20)
+    told = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=True)
+    device = told.stdout.strip()
+    try:
+        write_provider(tmp_path, "plain", {"attach": f"echo {device}"})
+        host = ProviderHost(search_path=(str(tmp_path),))
+        disk = Disk.from_mapping({"provider": "plain", "volume": "v"})
+        result = measure(host, disk, Settings(length=SHORT), watcher)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+    assert (result.volume["data_bytes"], watcher.warnings) == (result.volume["span_bytes"], [])
+    assert judge(result).recommendation is Recommendation.ONLY
+
+
 def test_a_volume_whose_data_may_go_is_filled_and_written_to(sample: Sample) -> None:
     before = sample.digest()
     result = measure(sample.host, sample.disk, Settings(length=SHORT, destroy_data=True), Quiet())
@@ -134,6 +179,7 @@ def named(sample: Sample) -> tuple[str, ...]:
 
 def test_the_command_keeps_the_result_and_writes_the_page(sample: Sample, tmp_path: Path) -> None:
     short = ("--quick", "--rounds", 2, "--runtime", 0.1, "--span", "32M")
+    sample.image.write_bytes(os.urandom(64 << 20))
     out, page = tmp_path / "r.json", tmp_path / "r.html"
     done = hvext("bench", *named(sample), *short, "--out", out, "--html", page)
     assert done.returncode == 0, done.stderr
@@ -314,12 +360,12 @@ def test_a_volume_that_a_guest_has_is_not_measured(sample: Sample) -> None:
 
 
 @contextlib.contextmanager
-def two_servers(folder: Path, *filters: str) -> Iterator[str]:
+def two_servers(folder: Path, *filters: str, written: bool = False) -> Iterator[str]:
     """Two NBD servers of one memory-like file, the second behind filters of nbdkit; yield the provider's folder."""
     nbdkit = need("nbdkit", "nbdkit")
     image = folder / "image"
-    with image.open("wb") as stream:
-        stream.truncate(64 << 20)
+    image.write_bytes(os.urandom(64 << 20) if written else b"")
+    os.truncate(image, 64 << 20)
     with contextlib.ExitStack() as stack:
         for name, words in (("a", ()), ("b", filters)):
             socket, pid_file = folder / f"{name}.sock", folder / f"{name}.pid"
@@ -350,9 +396,19 @@ def test_a_server_that_is_fifteen_milliseconds_slower_is_found_and_the_fifteen_e
     assert difference["finding"] == "slower"
 
 
+def test_storage_that_takes_long_to_say_what_it_holds_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_level, "_MAP_LIMIT_S", 1.0)
+    with short_folder() as folder, two_servers(folder, "--filter=delay", "delay-extents=120") as providers:
+        begun = time.monotonic()
+        result = compared(providers, rounds=1)
+    assert time.monotonic() - begun < 60
+    assert len(result.runs) == 2
+    assert result.volume["data_bytes"] == 0, "what the other one says"
+
+
 @pytest.mark.nightly
 def test_two_equal_servers_are_said_to_be_equal_in_nineteen_of_twenty_benchmarks() -> None:
-    with short_folder() as folder, two_servers(folder) as providers:
+    with short_folder() as folder, two_servers(folder, written=True) as providers:
         said = [str(judge(compared(providers, rounds=8)).to_json()["recommendation"]) for _turn in range(20)]
     print(said)
     assert said.count("no measurable difference") >= 19, said

@@ -27,6 +27,9 @@ class Told:
     def step(self, words: str) -> None:
         self.steps.append(words)
 
+    def warn(self, _words: str) -> None:
+        return None
+
 
 @pytest.mark.parametrize("destroy_data", [False, True])
 def test_the_runs_that_are_said_are_those_that_are_measured(sample: Sample, destroy_data: bool) -> None:

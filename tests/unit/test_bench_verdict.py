@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
+from hvext.bench.compare import compare
+from hvext.bench.report import html_report
 from hvext.bench.result import Level, MeasuredAccess, Result
+from hvext.bench.terminal import print_comparison, print_result
+from hvext.bench.tune import AS_GIVEN, choose
 from hvext.bench.verdict import Recommendation, judge, recommended
 from hvext.errors import InputError
 from tests.benching import BLOCK, NBD, VHOST, WORKLOADS, Change, benchmark, chances
@@ -86,7 +92,8 @@ def test_five_rounds_conclude_nothing_however_clear_they_look() -> None:
     verdict = judge(benchmark(chances(5), change=times({"nbd": 0.5}), rounds=5, noise=calm))
     assert verdict.recommendation is Recommendation.NONE
     assert not verdict.certain
-    assert "too few" in verdict.reason
+    assert verdict.reason.startswith("5 rounds are too few")
+    assert judge(benchmark(chances(5), rounds=1)).reason.startswith("1 round is too few")
     assert verdict.advice.startswith("7 rounds"), "the fewest that can show anything"
 
 
@@ -169,10 +176,66 @@ def test_without_a_block_path_the_first_uri_is_the_measure() -> None:
 
 
 def test_a_single_access_leaves_nothing_to_choose() -> None:
-    verdict = judge(benchmark(chances(12), accesses=(BLOCK,)))
-    assert verdict.recommendation is Recommendation.NONE
+    result = benchmark(chances(12), accesses=(BLOCK,))
+    verdict = judge(result)
+    assert verdict.recommendation is Recommendation.ONLY
     assert not verdict.certain
-    assert "nothing to choose" in verdict.reason
+    assert verdict.reason == (
+        "There was only one access to measure on the host (block), so there is nothing to compare."
+    )
+    assert recommended(verdict.levels[0]) == "Recommendation: none, as there was only one access to measure"
+    found = json.loads(json.dumps(verdict.to_json()))
+    assert (found["recommendation"], found["access"], found["levels"][0]["recommendation"]) == (None, "", None)
+    page, written = html_report(result, verdict), io.StringIO()
+    print_result(result, verdict, file=written)
+    for text in (page, written.getvalue()):
+        assert "one, as there was only one access to measure" in text
+        assert "no measurable difference" not in text
+    assert "not certain" not in page
+    made = judge(benchmark(chances(12), accesses=(BLOCK, VHOST)))
+    assert made.recommendation is Recommendation.ONLY
+    assert "cannot be chosen" in made.reason
+
+
+def emptied(result: Result, share: float) -> Result:
+    return replace(result, volume={**result.volume, "data_bytes": int(result.volume["span_bytes"] * share)})
+
+
+@pytest.mark.parametrize("share", [0, 0.04])
+def test_figures_of_reads_that_fetch_nothing_recommend_nothing_and_say_so(share: float) -> None:
+    result = emptied(benchmark(chances(2), change=times({"nbd": 1 / 1.2}), noise=calm), share)
+    verdict = judge(result)
+    assert (verdict.recommendation, verdict.access, verdict.certain) == (Recommendation.EMPTY, "", False)
+    assert "fetch nothing from the storage" in verdict.reason
+    assert "nbd is 20 % faster than block" in verdict.reason, "what was measured is said all the same"
+    assert "--destroy-data" in verdict.advice
+    assert verdict.to_json()["recommendation"] is None
+    written = io.StringIO()
+    print_result(result, verdict, file=written)
+    for text in (html_report(result, verdict), written.getvalue()):
+        assert "one, as the part that was measured holds no data" in text
+        assert "fetch nothing from the storage" in text
+        assert "Write to it first" in text
+
+
+def test_figures_of_a_volume_with_data_or_that_does_not_say_are_left_alone() -> None:
+    result = benchmark(chances(2), change=times({"nbd": 1 / 1.2}), noise=calm)
+    for each in (result, emptied(result, 0.5), emptied(result, 1)):
+        assert judge(each).to_json() == judge(result).to_json()
+
+
+def test_tuning_and_comparing_say_that_reads_fetched_nothing() -> None:
+    given, other = replace(BLOCK, name=AS_GIVEN, kind="option"), replace(NBD, name="aio=native", kind="option")
+    result = benchmark(chances(2), change=times({other.name: 0.5}), accesses=(given, other), noise=calm)
+    assert choose(result).best == other.name
+    tuned = choose(emptied(result, 0))
+    assert tuned.best == AS_GIVEN
+    assert "fetch nothing" in tuned.reason
+    comparison = compare(emptied(result, 0), result)
+    assert [words.partition(":")[0] for words in comparison.empty] == ["before"]
+    written = io.StringIO()
+    print_comparison(comparison, file=written)
+    assert "note: before: The part that is measured has no data (it was never written to" in written.getvalue()
 
 
 def test_a_guest_decides_before_the_host() -> None:
