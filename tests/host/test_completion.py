@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from hvext.cli.completion import completion_script
+from hvext.cli.completion import NAMED_VALUES, NAMES, completion_script
+from hvext.core.options import Cache, DiskOptions, option_names
 from hvext.errors import InputError
 from tests.conftest import need
 from tests.providers import write_provider
@@ -22,10 +23,10 @@ from tests.providers import write_provider
 SOON_S = 30.0
 Complete = Callable[[str], set[str]]
 
-#: Calls what the script has registered, as bash does when somebody presses the tabulator key.
+#: Calls what the script has registered, as bash does when somebody presses the tabulator key: words end at "=" as well.
 BASH = """
 source "$1"
-words=($2)
+words=(${2//=/ = })
 [[ $2 == *' ' ]] && words+=('')
 COMP_WORDS=("${words[@]}") COMP_CWORD=$((${#words[@]} - 1)) COMP_LINE=$2 COMP_POINT=${#2} COMPREPLY=()
 registered=$(complete -p hvext)
@@ -129,6 +130,50 @@ def test_a_shell_completes_commands_options_choices_files_and_providers(complete
     assert "fancy" in complete("hvext plug ")
     assert "fancy" in complete("hvext provider fa")
     assert "fancy" not in complete("hvext plug fancy ")
+
+
+def test_a_command_of_two_words_has_its_own_options_and_files(complete: Complete) -> None:
+    assert {"compare", "report", "fancy"} <= complete("hvext bench ")
+    assert "compare" in complete("hvext bench com")
+    assert "compare" not in complete("hvext plug com")
+    assert {"--destroy-data", "--html"} <= complete("hvext bench --")
+    offered = complete("hvext bench compare --")
+    assert "--json" in offered
+    assert not {"--destroy-data", "--html", "--access"} & offered
+    assert "answer.txt" in complete("hvext bench compare answ")
+    assert "answer.txt" in complete("hvext bench compare answer.txt answ")
+    assert "--html" in complete("hvext bench report --")
+    assert "answer.txt" in complete("hvext bench report --html answ")
+    assert "--json" in complete("hvext bench-compare --"), "the other spelling"
+    assert "--destroy-data" in complete("hvext bench fancy --")
+
+
+def test_a_disk_option_is_completed_by_its_name_and_then_by_its_value(complete: Complete) -> None:
+    offered = complete("hvext plug -o ")
+    assert {"cache=", "device=", "iops_total_max="} <= offered
+    assert "cache=none" not in offered
+    assert "cache=" in complete("hvext plug --option ca")
+    assert {"none", "writeback"} <= values(complete("hvext plug -o cache="))
+    offered = values(complete("hvext plug -o cache=write"))
+    assert {"writeback", "writethrough"} <= offered
+    assert "none" not in offered
+    assert "scsi-hd" in values(complete("hvext bench fancy v -o cache=none -o device="))
+    # What is behind it is completed as without it.
+    assert "fancy" in complete("hvext plug -o cache=none ")
+
+
+def values(offered: set[str]) -> set[str]:
+    """Return what is behind the sign: bash and zsh show that alone."""
+    return {each.rpartition("=")[2] for each in offered}
+
+
+def test_what_is_completed_of_a_disk_option_is_taken() -> None:
+    assert {name.rstrip("=") for name in NAMES} == set(option_names())
+    for text in NAMED_VALUES:
+        name, _, value = text.partition("=")
+        beside = {"discard": "unmap"} if text == "detect_zeroes=unmap" else {}
+        DiskOptions.from_mapping({name: value, **beside})
+    assert {text.partition("=")[2] for text in NAMED_VALUES if text.startswith("cache=")} == set(Cache)
 
 
 def test_without_the_library_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
