@@ -34,7 +34,7 @@ _ISA_SLOT = 1
 
 @value_object
 class DomainDisk:
-    """One disk of hvext in one view of a domain; ``location`` is None where it is told in libvirt's ``words`` only.
+    """One disk of hvext in one view of a domain; ``location`` is None where ``words`` alone say where it is.
 
     ``target`` is libvirt's name of the disk (``vda``), ``driver`` what it says of how the storage is opened, ``xml``
     its element.
@@ -225,7 +225,8 @@ def _where_it_is(disk: DomainDisk, uri: str | None) -> DomainDisk:
     if uri is None:
         return disk
     with contextlib.suppress(InputError):
-        return replace(disk, location=parse_uri(uri), words=uri)
+        location = parse_uri(uri)
+        return replace(disk, location=location, words=location.words)
     return disk
 
 

@@ -35,14 +35,31 @@ def source_location(disk: Element) -> Location | None:
 
 
 def source_words(disk: Element) -> str:
-    """Return where a ``<disk>`` is, for people, in libvirt's own words; empty when it is nowhere."""
+    """Return where a ``<disk>`` is, for people: its path or URI, or what libvirt says; empty when it is nowhere."""
+    location = source_location(disk)
+    if location is not None:
+        return location.words
     source = disk.find("source")
     if source is None:
         return ""
-    known = {
-        name: value for name, value in source.attrib.items() if name in ("protocol", "name", "file", "dev", "path")
-    }
-    return " ".join(f"{name}={value}" for name, value in known.items())
+    path = next((source.attrib[name] for name in ("file", "dev", "dir", "path") if name in source.attrib), "")
+    return path or _named(source) or disk.get("type", "")
+
+
+def _named(source: Element) -> str:
+    """Return what a source of libvirt's is that has no path: "sheepdog v on h:7000", "volume v of pool p"."""
+    if "pool" in source.attrib:
+        return f"volume {source.get('volume', '')} of pool {source.attrib['pool']}"
+    if "protocol" not in source.attrib:
+        return ""
+    name = f" {source.attrib['name']}" if source.get("name") else ""
+    hosts = [host.get("socket") or _server(host) for host in source.findall("host")]
+    where = f" on {', '.join(hosts)}" if any(hosts) else ""
+    return f"{source.attrib['protocol']}{name}{where}"
+
+
+def _server(host: Element) -> str:
+    return host.get("name", "") + (f":{host.attrib['port']}" if "port" in host.attrib else "")
 
 
 def _file(source: Element) -> Location:

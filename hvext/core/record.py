@@ -281,18 +281,31 @@ def _line(value: object) -> str:
 def namesakes(disk: Disk, record: VmRecord) -> tuple[str, ...]:
     """Return warnings of the disks of a VM whose volume has this one's name and other parameters: it may be meant."""
     return tuple(
-        f"VM {record.name} has {known.words} with other parameters ({shown_parameters(known.disk)}): "
-        "if that is the one, name it with those"
+        f"VM {record.name} has {known.words} {_in_those_words(known)}"
         for known in record.disks.values()
         if (known.disk.provider, known.disk.volume.name) == (disk.provider, disk.volume.name)
         and not same_volume(known.disk, disk)
     )
 
 
+def _in_those_words(known: DiskRecord) -> str:
+    if given := shown_parameters(known.disk):
+        return f"with other parameters ({given}): if that is the one, name it with those"
+    which = f"with no parameters but {', '.join(known.withheld)}" if known.withheld else "without parameters"
+    return f"{which}: if that is the one, name it {which}"
+
+
+def parameters_there(disk: Disk) -> str:
+    """Return the hint that says how a disk's volume is named elsewhere, without secrets."""
+    if given := shown_parameters(disk):
+        return f"its parameters there: {given}"
+    return "there it has no parameters, or secret ones alone"
+
+
 def shown_parameters(disk: Disk) -> str:
-    """Return a volume's parameters for people, without secrets."""
+    """Return a volume's parameters for people, without secrets; empty where it has no others."""
     values = sorted(disk.volume.parameters.items())
-    return ", ".join(f"{name}={value}" for name, value in values if not is_secret_name(name)) or "none"
+    return ", ".join(f"{name}={value}" for name, value in values if not is_secret_name(name))
 
 
 def same_volume(one: Disk, other: Disk, resolved: Callable[[str], str] | None = None) -> bool:

@@ -72,6 +72,11 @@ class FailedOver:
     size_bytes: int
     passed_over: tuple[str, ...] = ()
 
+    @property
+    def words(self) -> str:
+        """From where to where, for people: a server that came back is opened anew at the same place."""
+        return f"{self.after} opened anew" if self.before == self.after else f"from {self.before} to {self.after}"
+
     def to_json(self) -> dict[str, object]:
         """Return the result for machines; the size in bytes."""
         return {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from hvext.core.answer import Attachment
 from hvext.core.disk import Disk
-from hvext.core.record import DiskRecord, same_volume, shown_parameters
+from hvext.core.record import DiskRecord, parameters_there, same_volume
 from hvext.core.uri import shown
 from hvext.errors import VolumeInUse
 from hvext.host.files import loop_backing, private_folder
@@ -45,7 +45,7 @@ def claim(disk: Disk, attachment: Attachment, *, exclusive: bool | None) -> None
         raise VolumeInUse(
             f"{disk.provider}/{disk.volume.name} is where disk {known.words} of VM {name} is: the same storage, under "
             "other parameters",
-            hint=f"its parameters there: {shown_parameters(known.disk)}",
+            hint=parameters_there(known.disk),
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from hvext.core.disk import Disk
-from hvext.core.record import DiskRecord, Operation, ProcessId, Unfinished, VmRecord, same_volume, shown_parameters
+from hvext.core.record import DiskRecord, Operation, ProcessId, Unfinished, VmRecord, parameters_there, same_volume
 from hvext.errors import InputError, JournalError, PlugError
 from hvext.host.files import resolved_path
 from hvext.host.journal import JournalFolder
@@ -92,7 +92,7 @@ def check_twin(disk: Disk, vm: str, there: Iterable[Disk]) -> None:
         if known.volume.uuid != disk.volume.uuid and same_storage(known, disk):
             raise PlugError(
                 f"VM {vm} has {disk.provider}/{disk.volume.name} already, under other parameters",
-                hint=f"its parameters there: {shown_parameters(known)}",
+                hint=parameters_there(known),
             )
 
 

@@ -58,6 +58,44 @@ def test_where_a_disk_is_can_be_read_back_from_its_xml() -> None:
     assert n_rows > 250
 
 
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("/dev/loop4", "/dev/loop4"),
+        ("nbd+unix:///d1?socket=/run/nbd.sock", "nbd+unix:///d1?socket=/run/nbd.sock"),
+        ("rbd:p/i", "rbd:p/i"),
+    ],
+)
+def test_where_a_disk_is_said_as_a_path_or_a_uri(place: str, words: str) -> None:
+    (disk,) = parse_domain(domain(disk_xml(plan(1, place)))).disks.values()
+    assert (disk.where, disk.words, disk.to_json()["filename"]) == (words, words, words)
+    protocol = running_disk(disk, 1 << 20).protocol
+    assert protocol is not None
+    assert protocol.where == words
+    # The same in a disk that was moved past libvirt.
+    places = moved_xml({uuid.UUID(int=1): "host_device:/dev/loop5"})
+    metadata = f"<metadata>{places.replace('<moved', '<moved xmlns=' + chr(39) + 'urn:hvext:libvirt' + chr(39))}"
+    (disk,) = parse_domain(domain(disk_xml(plan(1, place)), metadata=f"{metadata}</metadata>")).disks.values()
+    assert (disk.where, disk.words) == ("/dev/loop5", "/dev/loop5")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("type='network'><source protocol='sheepdog' name='v'><host name='h' port='7000'/>", "sheepdog v on h:7000"),
+        ("type='network'><source protocol='vxhs'>", "vxhs"),
+        ("type='volume'><source pool='p' volume='v'>", "volume v of pool p"),
+        ("type='dir'><source dir='/d'>", "/d"),
+        ("type='file'><source file='relative'>", "relative"),
+    ],
+)
+def test_where_a_disk_is_that_hvext_would_not_have_written_is_said_in_words(source: str, words: str) -> None:
+    alias = DiskNames(uuid.UUID(int=1)).device
+    element = f"<disk {source}</source><target dev='vda' bus='virtio'/><alias name='ua-{alias}'/></disk>"
+    (disk,) = parse_domain(domain(element)).disks.values()
+    assert (disk.location, disk.where) == (None, words)
+
+
 def test_a_disk_is_told_by_its_alias_and_others_are_left_alone() -> None:
     others = (
         "<disk type='file'><source file='/a'/><target dev='vda' bus='virtio'/><alias name='virtio-disk0'/></disk>"

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from hvext.core.disk import Disk
 from hvext.core.options import Throttle, option_names
-from hvext.core.record import DiskRecord, Intent, Operation, ProcessId, Unfinished, VmRecord, is_whole, same_volume
+from hvext.core.record import (
+    DiskRecord,
+    Intent,
+    Operation,
+    ProcessId,
+    Unfinished,
+    VmRecord,
+    is_whole,
+    namesakes,
+    parameters_there,
+    same_volume,
+)
 from hvext.core.value import replace
 from hvext.errors import JournalError
 
@@ -100,6 +111,23 @@ def test_volumes_are_told_apart_by_all_that_names_them() -> None:
     assert not same_volume(one, disk(parameters={"pool": "b", "password": "x"}))
     assert not same_volume(one, disk(volume="w", parameters={"pool": "a"}))
     assert not same_volume(one, Disk.from_mapping({"provider": "q", "volume": "v", "parameters": {"pool": "a"}}))
+
+
+def test_another_volume_of_the_name_is_told_with_what_names_it() -> None:
+    wished = disk(parameters={"pool": "b"})
+
+    def said(**values: object) -> str:
+        known = DiskRecord.of(disk(**values))
+        (words,) = namesakes(wished, VmRecord(name="a").with_disk(known))
+        return words
+
+    assert said(parameters={"pool": "a", "password": "x"}) == (
+        "VM a has p/v with other parameters (pool=a): if that is the one, name it with those"
+    )
+    assert said() == "VM a has p/v without parameters: if that is the one, name it without parameters"
+    assert "with no parameters but password: if that" in said(parameters={"password": "x"})
+    assert parameters_there(wished) == "its parameters there: pool=b"
+    assert parameters_there(disk()) == "there it has no parameters, or secret ones alone"
 
 
 def test_changes_behind_a_record_make_the_new_one_of_it() -> None:

@@ -91,6 +91,23 @@ def test_a_killed_server_costs_the_guest_a_pause_and_the_disk_goes_back_when_the
     unplugged(guest, storage, disk, writer)
 
 
+def test_a_failover_to_the_place_where_the_disk_was_is_said_to_have_opened_it_anew(
+    share: GuestFactory, storage: Storage, create: Callable[..., Disk], tmp_path: Path
+) -> None:
+    guest, disk = share(), create(access="userspace", **STOP)
+    writer = plugged(guest, storage, disk)
+    with watching(tmp_path, "--qmp", guest.machine.qmp_path, *QUICK) as watch:
+        watch.wait_for("watching")
+        kill_servers(storage)
+        # The provider's attach starts the server again, with the same socket.
+        moved = watch.wait_for("failed-over")
+        assert moved["before"] == moved["after"]
+        assert moved["words"].startswith(f"{moved['after']} opened anew in ")
+        watch.wait_for("resumed")
+        assert watch.end() == 0
+    unplugged(guest, storage, disk, writer)
+
+
 def server_pids(storage: Storage) -> list[int]:
     """Return the NBD servers of this storage's volumes."""
     found = []

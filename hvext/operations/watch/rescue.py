@@ -133,7 +133,7 @@ def told_swap(care: Care, uuid: uuid_module.UUID, result: FailedOver, began: flo
     took_ms = round((time.monotonic() - began) * 1000, 1)
     care.tell(
         Happening.FAILED_OVER,
-        f"from {result.before} to {result.after} in {took_ms:g} ms",
+        f"{result.words} in {took_ms:g} ms",
         uuid,
         before=result.before,
         after=result.after,
