@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from hvext.cli.output import print_json, print_table
-from hvext.core.finding import CHECKS, Finding, Severity
+from hvext.core.finding import CHECKS, Finding, Severity, by_cure
 from hvext.host.journal import JournalFolder
 from hvext.host.opening import find_identity
 from hvext.host.provider import DEFAULT_SEARCH_PATH, ProviderHost
@@ -44,12 +44,13 @@ def _folders(path: str | None) -> tuple[str, ...]:
 
 
 def _print_report(report: Report, *, ready: bool) -> None:
-    for finding in report.findings:
-        about = f" [{finding.about}]" if finding.about and finding.about not in finding.found else ""
-        print(f"{_WORDS[finding.severity]:8} {finding.id:22} {finding.found}{about}")
-        if finding.severity is not Severity.OK:
-            print(f"{'':8}   tried: {finding.tried}")
-            print(f"{'':8}   cure:  {finding.cure}")
+    for group in by_cure(report.findings):
+        for finding in group:
+            about = f" [{finding.about}]" if finding.about and finding.about not in finding.found else ""
+            print(f"{_WORDS[finding.severity]:8} {finding.id:22} {finding.found}{about}")
+        if group[0].severity is not Severity.OK:
+            print(f"{'':8}   tried: {'; '.join(dict.fromkeys(finding.tried for finding in group))}")
+            print(f"{'':8}   cure:  {group[0].cure}")
     if report.transports:
         print()
         rows = [

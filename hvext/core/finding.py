@@ -224,6 +224,20 @@ def is_ready(findings: Iterable[Finding], *, strict: bool = False) -> bool:
     return not any(finding.severity in bad for finding in findings)
 
 
+def by_cure(findings: Iterable[Finding]) -> list[list[Finding]]:
+    """Return findings in groups, each at the place of its first: faults that one cure mends are one group."""
+    groups: dict[str, list[Finding]] = {}
+    ordered: list[list[Finding]] = []
+    for finding in findings:
+        if finding.severity is Severity.OK:
+            ordered.append([finding])
+        elif finding.cure in groups:
+            groups[finding.cure].append(finding)
+        else:
+            ordered.append(groups.setdefault(finding.cure, [finding]))
+    return ordered
+
+
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
     """Return findings in the order of ``CHECKS``; those of one check stay as they came."""
     place = {name: number for number, name in enumerate(CHECKS)}

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,26 @@ def test_paths_without_loop_devices_are_ready_and_what_they_cannot_do_is_said(pl
     states = {each["name"]: each for each in report["transports"]}
     assert (states["path"]["ready"], states["nbd"]["why"]) == (True, "")
     assert "no loop devices (loop.control)" in states["path"]["why"]
+
+
+def test_what_one_package_mends_is_one_block_for_people_and_a_finding_each_for_machines(place: Place) -> None:
+    next(each for each in PLANTED if each.plant.__name__ == "driver_package_missing").plant(place)
+    cure = "apt-get install qemu-block-extra"
+    found = [each for each in findings(run(place, ["--json", *place.arguments])) if each["cure"] == cure]
+    assert len(found) > 3
+    # It is planted anew by each run.
+    shutil.rmtree(place.folder / "modules")
+    shown = run(place, place.arguments).stdout
+    assert shown.count(cure) == 1
+    block = shown[: shown.index(cure)].splitlines()[-len(found) - 2 :]
+    assert [line.split(maxsplit=2)[2] for line in block[:-2]] == [each["found"] for each in found]
+    assert block[-2].strip() == f"tried: {found[0]['tried']}"
+
+
+def test_that_no_file_is_needed_says_whose_files_are_meant(place: Place) -> None:
+    place.environment["HVEXT_STATE_DIR"] = str(place.folder)
+    (only,) = findings(run(place, ["--json", "--only", "files"]))
+    assert f"no --uri was given, and no disk in the journal ({place.folder}) needs a file here" in only["found"]
 
 
 def test_one_check_that_fails_hides_none_of_the_others(place: Place) -> None:

@@ -13,6 +13,7 @@ from hvext.core.finding import (
     TRANSPORTS,
     Finding,
     Severity,
+    by_cure,
     in_order,
     is_ready,
     transport_of,
@@ -86,6 +87,17 @@ def test_findings_stand_in_the_order_of_the_checks() -> None:
     found = [finding(Severity.OK, name) for name in reversed(names)]
     assert [each.id for each in in_order(found)] == names
     assert {name.partition(".")[0] for name in CHECKS} == {*SUBJECTS, "doctor"}
+
+
+def test_faults_with_one_cure_are_one_group_at_the_place_of_the_first() -> None:
+    def said(about: str, severity: Severity, cure: str) -> Finding:
+        return Finding(id="qemu.driver", severity=severity, tried="t", found="f", about=about, cure=cure)
+
+    bad, fine = Severity.ABSENT, Severity.OK
+    found = [said("rbd", bad, "apt"), said("nbd", fine, ""), said("blkio", bad, "build"), said("file", fine, "")]
+    found += [said("ssh", Severity.ERROR, "apt")]
+    groups = [[each.about for each in group] for group in by_cure(found)]
+    assert groups == [["rbd", "ssh"], ["nbd"], ["blkio"], ["file"]]
 
 
 # --- What is looked at for a URI -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
+from hvext.core.documentation import page
 from hvext.core.finding import Finding, Severity
 from hvext.core.uri import parse_uri, shown
 from hvext.core.uri.rbd import RbdLocation
@@ -40,7 +41,7 @@ def look(ask: Ask, needs: Needs) -> Iterator[Finding]:
     if ask.identity.chroot and any(not _is_address(each.host) for one, _name in wanted for each in servers_of(one)):
         paths.append(PathNeed(path=_RESOLVER, way=Way.READ, why="to find servers by their names"))
     if not ask.uris and not paths:
-        found = "no URI was given, and the journal names no files"
+        found = f"nothing to open: no --uri was given, and no disk in the journal ({ask.folder.path}) needs a file here"
         yield Finding(id="files.uri", severity=Severity.OK, tried="looked for what names files", found=found)
     for need, opened, who in try_needs(paths, ask.identity, cancel=ask.cancel):
         yield path_finding(need, opened, who)
@@ -60,7 +61,7 @@ def _uris(ask: Ask) -> Iterator[Finding]:
         try:
             location = parse_uri(uri, look=opened_as)
         except InputError as error:
-            cure = error.hint or "docs/uris.md lists what there is; hvext explain shows how one is read"
+            cure = error.hint or f"{page('uris')} lists what there is; hvext explain shows how one is read"
             yield Finding(
                 id="files.uri",
                 about=shown(uri),

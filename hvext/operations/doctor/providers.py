@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from hvext.core.documentation import page
 from hvext.core.finding import Finding, Severity
 from hvext.core.provider import Action, Provider
 from hvext.errors import InputError, ProviderInvalid, ProviderNotFound
@@ -99,7 +100,9 @@ def _cure(folder: str, name: str, problems: tuple[str, ...]) -> str:
     closed = [shlex.quote(f"{folder}/{word.removeprefix('script ')}") for word in words]
     cures = [f"chmod +x {' '.join(closed)}"] if closed else []
     if len(closed) < len(problems):
-        cures.append(f"write what is missing in {folder}; hvext new-provider makes a whole one, docs/providers.md says")
+        cures.append(
+            f"write what is missing in {folder}; hvext new-provider makes a whole one, {page('providers')} says what"
+        )
     return "; ".join(cures) or f"hvext sanity {name}"
 
 
