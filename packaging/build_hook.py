@@ -1,4 +1,4 @@
-"""What hatchling does beside packing files: man pages and completions are written, for wheel and sdist."""
+"""What hatchling does beside packing files: man pages, completions and docs are put in, for wheel and sdist."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from hvext.errors import HvextError
 
-#: The manual page with the causes and cures of all errors: packages have it where they do not have the documentation.
+#: The manual page with the causes and cures of all errors, which packages have.
 _MAN = "hvext-errors(7)"
 
 
@@ -54,7 +54,9 @@ def print_error(error: HvextError, *, as_json: bool) -> None:
 
 def _help(error: HvextError) -> str:
     """Return the page of the documentation, and the heading on it, that has the error's cause and cure."""
-    return f"docs/troubleshooting.md#{type(error).__name__.lower()}"
+    from hvext.core.documentation import page
+
+    return f"{page('troubleshooting')}#{type(error).__name__.lower()}"
 
 
 def print_warnings(warnings: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
+from hvext.core.documentation import page
 from hvext.core.provider import Action
 from hvext.core.value import field, value_object
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 #: Ganeti's manual page of the interface.
 MANUAL = "ganeti-extstorage-interface(7)"
 #: hvext's own page about providers.
-PAGE = "docs/providers.md"
+PAGE = page("providers")
 
 
 class Level(StrEnum):

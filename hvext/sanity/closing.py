@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from hvext.core.documentation import page
 from hvext.core.provider import Action
 from hvext.core.secret import is_secret_name
 from hvext.core.value import replace
@@ -51,7 +52,7 @@ def exit_status(t: Trial) -> None:
             )
 
 
-@check("secrets-argv", "attach", "no secret is on the command line of a program", source="docs/uris.md, secrets",
+@check("secrets-argv", "attach", "no secret is on the command line of a program", source=f"{page('uris')}, secrets",
        after=["remove"])  # fmt: skip
 def secrets_argv(t: Trial) -> None:
     """Run the life of a volume while looking at the command lines of all its processes."""

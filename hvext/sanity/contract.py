@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from hvext.core.answer import check_block_path, parse_answer
+from hvext.core.documentation import page
 from hvext.core.provider import PARAMETERS_FILE, Action, FileKind
 from hvext.core.uri import parse_uri
 from hvext.core.uri.mask import masked
@@ -130,7 +131,7 @@ def attach_answer(t: Trial) -> None:
     t.offered = attachment
 
 
-@check("attach-uri", "attach", "every kvm: URI can be read as one, and QEMU opens it", source="docs/uris.md",
+@check("attach-uri", "attach", "every kvm: URI can be read as one, and QEMU opens it", source=page("uris"),
        after=["attach-answer"], needs=[Need.URI])  # fmt: skip
 def attach_uri(t: Trial) -> None:
     """Have QEMU open all URIs."""
@@ -140,7 +141,7 @@ def attach_uri(t: Trial) -> None:
             parse_uri(uri, look=opened_as)
         except InputError as error:
             raise Fault(
-                masked(error.message), cure=error.hint or "docs/uris.md has all forms", runs=[offer.run]
+                masked(error.message), cure=error.hint or f"{page('uris')} has all forms", runs=[offer.run]
             ) from error
     unknown = []
     for way in offer.uris:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
+from hvext.core.documentation import page
 from hvext.core.provider import Action
 from hvext.core.volume import Volume
 from hvext.errors import ProgramError
@@ -39,7 +40,7 @@ def write_read_uri(t: Trial) -> None:
 
 
 @check("path-to-uri", "attach", "every URI shows what was written by the path", level=Level.DATA,
-       source="docs/operations.md, re-point", after=["write-read-path", "write-read-uri"],
+       source=f"{page('operations')}, re-point", after=["write-read-path", "write-read-uri"],
        needs=[Need.PATH, Need.URI])  # fmt: skip
 def path_to_uri(t: Trial) -> None:
     """Write by the path, and read by the URIs: before and after they were read first."""
@@ -51,7 +52,7 @@ def path_to_uri(t: Trial) -> None:
 
 
 @check("uri-to-path", "attach", "the path and the other URIs show what was written by a URI", level=Level.DATA,
-       source="docs/operations.md, re-point", after=["path-to-uri"], needs=[Need.PATH, Need.URI])  # fmt: skip
+       source=f"{page('operations')}, re-point", after=["path-to-uri"], needs=[Need.PATH, Need.URI])  # fmt: skip
 def uri_to_path(t: Trial) -> None:
     """Write by each URI, and read by the path and all other URIs: before and after they were read first."""
     _volume, offer = t.attached()
@@ -160,7 +161,7 @@ def close_fence(t: Trial) -> None:
 
 
 @check("detach-in-use", "detach", "detach of a volume that is in use is refused, or its user goes on reading",
-       level=Level.DATA, source="docs/operations.md, Plug",
+       level=Level.DATA, source=f"{page('operations')}, Plug",
        after=["detach-again", "write-read-path", "write-read-uri"])  # fmt: skip
 def detach_in_use(t: Trial) -> None:
     """Keep a volume open by each way in turn, and detach it; then let go, and detach it for good."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from hvext.core.documentation import page
 from hvext.core.provider import Action
 from hvext.core.volume import Volume
 from hvext.errors import ProgramError
@@ -184,7 +185,7 @@ def grow_path(t: Trial) -> None:
     ))  # fmt: skip
 
 
-@check("grow-uri", "grow", "a URI that is opened after grow shows the new size", source="docs/operations.md, resize",
+@check("grow-uri", "grow", "a URI that is opened after grow shows the new size", source=f"{page('operations')}, resize",
        after=["grow", "attach-uri"], needs=[Need.URI])  # fmt: skip
 def grow_uri(t: Trial) -> None:
     """Grow an attached volume, and look at it by its URIs."""
@@ -214,7 +215,7 @@ def grow_detached(t: Trial) -> None:
     ))  # fmt: skip
 
 
-@check("grow-again", "grow", "grow to the size that it has already ends with 0", source="docs/operations.md, resize",
+@check("grow-again", "grow", "grow to the size that it has already ends with 0", source=f"{page('operations')}, resize",
        after=["grow"])  # fmt: skip
 def grow_again(t: Trial) -> None:
     """Grow twice with the same sizes, as after an interruption."""

@@ -128,7 +128,6 @@ def test_an_error_in_json_names_the_place_of_its_cure() -> None:
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     told = json.loads(done.stderr)
-    # Packages have the page for man, and none of the documentation.
     assert told["man"] == "hvext-errors(7)"
     page, _, anchor = told["help"].partition("#")
     assert anchor == "providernotfound"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from hvext.cli import _joined
 from hvext.cli.parser import whole_parser
 from hvext.host import process
 from tests.conftest import need
@@ -89,6 +92,50 @@ def test_each_command_has_a_man_page_with_all_its_options(made: Path) -> None:
         if parser.epilog:
             assert parser.epilog.splitlines()[0] in page
     assert len(list(folder.iterdir())) == 1 + len(list(commands()))
+
+
+def examples() -> dict[str, list[tuple[str, str]]]:
+    return tomllib.loads((ROOT / "packaging/examples.toml").read_text())
+
+
+def test_each_example_is_a_line_that_the_command_takes() -> None:
+    assert examples().keys() == {name for name, _parser in commands()}
+    for name, lines in examples().items():
+        assert 1 <= len(lines) <= 2
+        for typed, does in lines:
+            # What a shell makes of it: a pipe before hvext, a file behind it.
+            words = shlex.split(typed.split(" | ")[-1].split(" >")[0])
+            assert words[0] == "hvext"
+            assert _joined(words[1:])[0] == name, typed
+            whole_parser().parse_args(_joined(words[1:]))
+            assert does.endswith("."), does
+
+
+def test_each_man_page_has_the_examples_of_its_command(made: Path) -> None:
+    for name, lines in examples().items():
+        shown = done(
+            need("man", "man-db"), "-P", "cat", "-l", made / f"share/man/man1/hvext-{name}.1",
+            env=plain() | {"MANWIDTH": "1000"},
+        )  # fmt: skip
+        _, _, part = shown.partition("\nEXAMPLES\n")
+        for typed, does in lines:
+            assert f"       {typed}\n              {does}\n" in part
+
+
+def test_a_man_page_names_pages_that_are_beside_it(made: Path) -> None:
+    pages = {path.name for path in (made / "share/doc/hvext").iterdir()}
+    assert pages == {path.name for path in (ROOT / "docs").glob("*.md")}
+    named = set()
+    for path in (made / "share/man/man1").iterdir():
+        text = path.read_text().replace("\\-", "-")
+        assert "docs/" not in text.lower(), path.name
+        _, _, files = text.partition(".SH FILES")
+        assert "share/doc/hvext" in files
+        here = set(re.findall(r"[\w-]+\.md", text))
+        assert here == set(re.findall(r"[\w-]+\.md", files)), path.name
+        named |= here
+    assert named <= pages
+    assert {"failover.md", "scale.md", "sanity.md"} <= named
 
 
 def test_no_man_page_gives_a_warning(made: Path) -> None:
@@ -163,6 +210,18 @@ def test_an_sdist_has_what_tests_and_builds_need_and_nothing_that_was_built(pack
     assert not [name for name in names if name.startswith(built) or "__pycache__" in name]
 
 
+def cure_of_a_wrong_name(*hvext: str | Path, cwd: Path) -> Path:
+    """The page that an error names, which has to be there, with the heading."""
+    ended = subprocess.run(
+        [*map(str, hvext), "provider", "nosuch", "--json"],
+        cwd=cwd, capture_output=True, text=True, env=plain(), timeout=SOON_S, check=False,
+    )  # fmt: skip
+    page, _, heading = json.loads(ended.stderr)["help"].partition("#")
+    root = Path(str(hvext[1])) if hvext[0] == "chroot" else Path("/")
+    assert f"### {heading}\n" in (root / page.lstrip("/")).read_text().lower()
+    return Path(page)
+
+
 def test_a_wheel_of_the_sdist_runs_in_an_environment_that_has_nothing_else(
     packages: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -180,6 +239,7 @@ def test_a_wheel_of_the_sdist_runs_in_an_environment_that_has_nothing_else(
     states = {line.split()[0]: line.split()[-1] for line in listed.splitlines()[1:]}
     assert {name: states.get(name) for name in shipped} == dict.fromkeys(shipped, "valid")
     assert (tmp_path / "empty/share/man/man1/hvext-plug.1").is_file()
+    assert cure_of_a_wrong_name(hvext, cwd=tmp_path).is_relative_to(tmp_path / "empty")
     assert (tmp_path / "empty/share/bash-completion/completions/hvext").is_file()
 
 
@@ -307,6 +367,7 @@ def test_a_debian_package_runs_where_it_is_installed_and_leaves_nothing(debian: 
     assert "userspace: rbd:pool/image" in inside("hvext", "explain", "--offline", "-", stdin=ANSWER)
     assert "qemu.qmp" in inside("python3", "-c", "import qemu.qmp; print(qemu.qmp.__name__)")
     assert (root / "usr/share/man/man1/hvext-watch.1.gz").is_file()
+    assert cure_of_a_wrong_name("chroot", root, "hvext", cwd=ROOT) == Path("/usr/share/doc/hvext/troubleshooting.md")
     assert (root / "lib/systemd/system/hvext-watch.service").is_file()
     inside("dpkg", "--purge", "hvext", "python3-qemu.qmp")
     # What it has written down and logged stays: guests may still have its disks.

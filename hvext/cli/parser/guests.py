@@ -99,9 +99,11 @@ def _some_vms(parser: argparse.ArgumentParser) -> None:
 
 def migration_commands(command: Command) -> None:
     """Make the commands of a migration, and ``stop``."""
+    from hvext.core.documentation import page
+
     steps = (
         "On the source: migrate-begin, migrate, stop. On the target: args --shared (and start QEMU with -S -incoming\n"
-        "defer), migrate-listen, migrate-finish. docs/migration.md has them in order."
+        f"defer), migrate-listen, migrate-finish. {page('migration')} has them in order."
     )
     begin = command(
         "migrate-begin", "migrate:begin", "describe a guest for its migration, and open its volumes shared (source)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hvext.cli.parser.shared import Command, as_json, dry_run, parameters, scripts, size_mib, volume
+from hvext.core.documentation import page
 
 
 def volume_commands(command: Command) -> None:
@@ -50,7 +51,7 @@ def sanity_command(command: Command) -> None:
         "sanity", "sanity:sanity", "run a provider through the whole contract, on throw-away volumes",
         parameters, scripts, as_json,
         epilog="Volumes have names of their own, and no other is touched; they are removed, also after Ctrl-C. Exit\n"
-        "status: 0 all passed, 1 a check failed, 2 wrong use. docs/sanity.md says what is checked.",
+        f"status: 0 all passed, 1 a check failed, 2 wrong use. {page('sanity')} says what is checked.",
     )  # fmt: skip
     sanity.add_argument("provider", metavar="PROVIDER", nargs="?")
     sanity.add_argument("--level", choices=("contract", "data", "stress"), default="data", help="default: %(default)s")

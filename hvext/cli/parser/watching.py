@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hvext.cli.parser.shared import Command, as_json, dry_run, number, scripts, seconds
+from hvext.core.documentation import page
 
 
 def watch_command(command: Command) -> None:
@@ -27,7 +28,7 @@ def watch_command(command: Command) -> None:
     watch.add_argument("--rescan", type=seconds, default=5.0, metavar="S", help="default: %(default)g")
     watch.add_argument("--qmp-timeout", type=seconds, default=30.0, metavar="S", help="default: %(default)g")
     watch.add_argument("--state-dir", metavar="DIR", help="the journal's folder (default: as for all commands)")
-    pace = watch.add_argument_group("how fast, and for how long (docs/scale.md)")
+    pace = watch.add_argument_group(f"how fast, and for how long ({page('scale')})")
     pace.add_argument("--concurrent", type=seconds, default=8.0, metavar="N", help="at once (default: %(default)g)")
     pace.add_argument(
         "--per-server", type=seconds, default=20.0, metavar="N", help="connections a second (default: %(default)g)"
@@ -38,7 +39,7 @@ def watch_command(command: Command) -> None:
     back.add_argument("--no-fail-back", action="store_true", help="leave disks where they are")
     back.add_argument("--checks", type=int, default=3, metavar="N", help="good looks in a row (default: %(default)s)")
     back.add_argument("--hold", type=seconds, default=30.0, metavar="S", help="for so long (default: %(default)g)")
-    frozen = watch.add_argument_group("storage that is alive and silent (docs/failover.md)")
+    frozen = watch.add_argument_group(f"storage that is alive and silent ({page('failover')})")
     frozen.add_argument("--sample", type=seconds, default=5.0, metavar="S", help="look every (default: %(default)g)")
     frozen.add_argument("--stuck", type=seconds, default=10.0, metavar="S", help="frozen after (default: %(default)g)")
     fence = frozen.add_mutually_exclusive_group()

@@ -138,7 +138,8 @@ class Fields:
             if name in _SHARED:
                 hint = "how a disk is opened is said by the disk's options, not by its URI"
             elif name.endswith("-secret") or name == "tls-creds":
-                hint = (
-                    "it names an object of another QEMU: hvext makes secrets and credentials itself, see docs/uris.md"
-                )
+                from hvext.core.documentation import page
+
+                hint = "it names an object of another QEMU: hvext makes secrets and credentials itself, see "
+                hint += page("uris")
             raise LocationError(f"json: option {quoted(self.path(name))} is not taken", hint=hint)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from hvext.core.access import Access, Candidate, Choice, choose_access
 from hvext.core.answer import Attachment, check_block_path
 from hvext.core.disk import Disk
+from hvext.core.documentation import page
 from hvext.core.file_kind import FileKind
 from hvext.core.fit import Finding, Fit, Fitting, Subject, ok, problem, unknown, weighed
 from hvext.core.plan import DiskPlan, plan_disk
@@ -135,7 +136,7 @@ def _of_storage(asked: _Asked, attachment: Attachment | None) -> Examined:
         try:
             location = _location(access, text, look).with_secrets(secrets)
         except InputError as error:
-            cure = error.hint or "docs/uris.md lists what there is"
+            cure = error.hint or f"{page('uris')} lists what there is"
             accesses[name] = [problem(Subject.ACCESS, error.message, cure, about=name)]
             continue
         accesses[name], plan = _of_access(asked, location, name, choice)

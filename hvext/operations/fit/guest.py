@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from hvext.core.disk import Disk
+from hvext.core.documentation import page
 from hvext.core.fit import Finding, Subject, ok, problem, unknown
 from hvext.core.options import DeviceModel, DiskOptions
 from hvext.core.record import Intent, VmRecord
@@ -139,4 +140,4 @@ async def _with_bootindex(monitor: Monitor, bootindex: int) -> str:
 
 
 def _of_error(subject: Subject, error: HvextError) -> Finding:
-    return problem(subject, error.message, error.hint or "see docs/troubleshooting.md")
+    return problem(subject, error.message, error.hint or f"see {page('troubleshooting')}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection
 
+from hvext.core.documentation import page
 from hvext.core.metrics import Family, FamilyKind, Sample, counter
 from hvext.core.supervision import Happening, Notice
 from hvext.host.provider import ScriptEnd
@@ -87,7 +88,7 @@ class WatchCounts:
             ),
             counter(
                 "hvext_watch_events",
-                "What this watch has said (docs/failover.md); without a VM, of itself.",
+                f"What this watch has said ({page('failover')}); without a VM, of itself.",
                 ("vm", "event"),
                 [Sample(labels=(vm, str(kind)), value=number) for (vm, kind), number in events.items()],
             ),
