@@ -92,6 +92,19 @@ def test_quickstart_says_that_it_tries_kvm_and_what_came_of_it(checkout: Path) -
     assert probe_acceleration(GuestImage.find(out), limit_s=0.001) == kept
 
 
+# --- scripts in Python -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bench-control", "bench-storage", "showcase", "simulate-outage"])
+def test_a_script_in_python_finds_what_it_needs_when_it_is_called_by_its_name(name: str) -> None:
+    env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    words = [ROOT / "scripts" / name, "--help"]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: ")
+    assert name in done.stdout
+
+
 # --- build-docs ------------------------------------------------------------------------------------------------------
 
 
