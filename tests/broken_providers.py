@@ -265,6 +265,10 @@ BROKEN: tuple[Broken, ...] = (
            script="remove", scripts={"remove": _changed(REMOVE, ' "$file.info" "$file.info.new"', "")}),
     Broken(name="detach-cuts-off", fault="detach ends a server while somebody is connected", check="detach-in-use",
            script="detach", level=Level.DATA, scripts=nbd()),
+    Broken(name="detach-lazy", fault="detach is refused, and the device goes with its last user all the same",
+           check="detach-in-use", script="detach", level=Level.DATA,
+           scripts={"detach": _changed(DETACH, _GONE, 'sleep 0.2\n[ -z "$(losetup --noheadings --output NAME --associated '
+                                       '"$file")" ] || { echo "$device is in use" >&2; exit 1; }\n')}),
     Broken(name="removes-attached", fault="remove deletes a volume that is attached, whose device then stays",
            check="remove-attached", script="remove", level=Level.DATA,
            scripts={"remove": _BEGIN + 'rm -f "$file" "$file.new" "$file.info" "$file.info.new"\n'}),

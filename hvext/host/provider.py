@@ -202,7 +202,7 @@ class ProviderHost:
                 )
             except HvextError as error:
                 self._tell_end(provider, action, volume, None)
-                raise _start_error(provider, error) from error
+                raise _start_error(provider, provider.script(action), error) from error
             log.finish()
             log.write(f"\nstatus {result.status} after {result.duration_s:.3f} s\n".encode())
         self._tell_end(provider, action, volume, result)
@@ -366,11 +366,23 @@ def _short(name: str) -> str:
     return name.encode()[:120].decode(errors="ignore")
 
 
-def _start_error(provider: Provider, error: HvextError) -> ProviderError:
+def _start_error(provider: Provider, script: str, error: HvextError) -> ProviderError:
     cause = error.__cause__
-    lost = isinstance(cause, OSError) and cause.errno in (errno.ENOENT, errno.ENOEXEC)
-    hint = "the script's first line must name an interpreter that exists (#!/bin/sh)" if lost else ""
-    return ProviderError(f"provider {provider.name!r}: {error.message}", hint=hint)
+    if not isinstance(cause, OSError) or cause.errno not in (errno.ENOENT, errno.ENOEXEC):
+        return ProviderError(f"provider {provider.name!r}: {error.message}")
+    hint = "the script's first line must name an interpreter that exists (#!/bin/sh)"
+    first = _first_line(script)
+    if first.endswith("\r"):
+        hint = "its lines end as on Windows, with a carriage return (CRLF): sed -i 's/\\r$//' takes it away"
+    words = f"its first line is {first!r}" if first else "it is empty, or has an empty first line"
+    return ProviderError(f"provider {provider.name!r}: {error.message}; {words}", hint=hint)
+
+
+def _first_line(script: str) -> str:
+    """Return the beginning of a script's first line; empty for one that is not there."""
+    with contextlib.suppress(OSError), open(script, "rb") as file:
+        return file.read(100).partition(b"\n")[0].decode(errors="replace")
+    return ""
 
 
 def _script_error(

@@ -76,6 +76,8 @@ class Run:
     error: str
     seconds: float
     check: str
+    #: Whether it was ended, because it ran into its time limit.
+    late: bool = False
     #: How many values that are secrets were printed where they do not belong.
     spilled: tuple[str, ...] = ()
 

@@ -280,6 +280,13 @@ def close(t: Trial) -> None:
 _OPEN_CURE = "take True and False in VOL_OPEN_EXCLUSIVE in any order; the last one counts"
 
 
+_NEVER_BEGINS = "begin with a line that names an interpreter (#!/bin/sh), and have lines end with a line feed alone"
+_NEVER_ENDS = (
+    "have it end: a program in it waits, for an answer (it has no standard input), for the network, for a lock that is "
+    "held, or for a server that it started and that should go on by itself (setsid … &)"
+)
+
+
 def _mended(run: Run) -> str:
     """Return what to print instead of a device's name without its folder; empty when that is not what it is."""
     first = run.raw.split(b"\n")[0].decode(errors="replace")
@@ -294,6 +301,8 @@ def _basic(t: Trial, run: Run, volume: Volume, **values: Any) -> Fault:
     words = f"{script} failed: {run.ended}"
     cure = "end with 0 on success; what it printed is below. It runs in the provider's directory, without arguments, "
     cure += "and has no environment but PATH, LC_ALL, HOME and what is listed below"
+    if run.status is None:
+        return Fault(words, cure=_NEVER_ENDS if run.late else _NEVER_BEGINS, runs=[run])
     missing = t.missing_variable(run.action, volume, **values)
     if missing:
         words += f"; with {missing} in its environment it succeeds"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
@@ -21,6 +22,8 @@ _SAME += "keeps a cache of its own (cache.direct=on, losetup --direct-io=on)"
 _PATIENCE_S = 2.0
 #: How long storage may take to see that a user has gone.
 _RELEASED_S = 10.0
+#: How soon a device that goes with its last user has gone.
+_LAZY_S = 0.2
 
 
 @check("write-read-path", "attach", "what is written by the path is there after detach and attach", level=Level.DATA,
@@ -169,6 +172,7 @@ def detach_in_use(t: Trial) -> None:
     t.first_way(offer)  # or it does not apply
     for index in range(len(t.reachable(offer))):
         way = t.reachable(offer)[index]
+        before = t.watch.serving(volume.name)
         run, lost = _detached_under(t, volume, way)
         if lost:
             raise Fault(
@@ -176,6 +180,13 @@ def detach_in_use(t: Trial) -> None:
                 cure="look for users before anything is taken down (fuser on the device, the connections of a server: "
                 "ss -x), and end with another status than 0, with everything as it was: a guest that runs would "
                 "lose its disk",
+                runs=[offer.run, run],
+            )
+        if not run.ok and (gone := _gone_with_its_user(t, volume, before)):
+            raise Fault(
+                f"detach was refused while {way.words} was open, and {gone} went all the same, with its last user",
+                cure="look for users before anything is taken down, also before losetup --detach: it marks a device "
+                "that is in use to go with its last user. A refusal leaves everything as it was",
                 runs=[offer.run, run],
             )
         again = [run]
@@ -261,6 +272,13 @@ def _detached_under(t: Trial, volume: Volume, way: Way) -> tuple[Run, str]:
         if not ended:
             t.note(f"detach of a volume in use waits until nobody has it open ({way.name})")
         return pending.result(), lost
+
+
+def _gone_with_its_user(t: Trial, volume: Volume, before: Sequence[str]) -> str:
+    """Return what of ``before`` is not there any more, soon after the user of a volume has let it go."""
+    time.sleep(_LAZY_S)
+    there = t.watch.serving(volume.name)
+    return ", ".join(each for each in before if each not in there)
 
 
 def _still_refused(t: Trial, volume: Volume, runs: list[Run]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from hvext.core.secret import MASK, ROLES, Secret, is_secret_name
 from hvext.core.uri.mask import SHORTEST, masked
 from hvext.core.value import field, replace, value_object
 from hvext.core.volume import Volume
-from hvext.errors import AnswerError, ProviderError, ScriptFailed
+from hvext.errors import AnswerError, ProviderError, ScriptFailed, ScriptTimeout
 from hvext.host.files import file_kind
 from hvext.host.private import read_secret_file
 from hvext.host.provider import ProviderHost
@@ -283,7 +283,7 @@ class Trial:
         state = self._states[volume.name]
         before = (state.made, state.attached)
         self._begins(action, state, values)
-        raw, stderr, error, status, output = b"", "", "", 0, ""
+        raw, stderr, error, status, output, late = b"", "", "", 0, "", False
         try:
             ended = (host or self.host).run(self.provider, action, told, **values)
             if ended is not None:
@@ -293,6 +293,7 @@ class Trial:
             error = problem.message
             status = problem.status if isinstance(problem, ScriptFailed) else None  # type: ignore[assignment]
             output = _forget(getattr(problem, "log", ""))
+            late = isinstance(problem, ScriptTimeout)
         run = Run(
             action=action,
             script=self.script(action),
@@ -305,6 +306,7 @@ class Trial:
             error=error,
             seconds=time.monotonic() - begun,
             check=self.check,
+            late=late,
             spilled=self._spilled(action, raw, stderr, output),
         )
         self.runs.append(run)

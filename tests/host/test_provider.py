@@ -395,6 +395,26 @@ def test_scripts_in_any_language_are_run(tmp_path: Path, interpreter: str) -> No
     assert run_detach(tmp_path, f"#!/usr/bin/env {interpreter}\n{body}\n").stdout.decode() == f"{VOLUME.name}\n"
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "hint"),
+    [
+        ("#!/usr/bin/nosuch\n", "No such file or directory; its first line is '#!/usr/bin/nosuch'", "an interpreter"),
+        ("#!/bin/sh\r\nexit 0\r\n", r"first line is '#!/bin/sh\\r'", r"CRLF.*sed -i 's/\\r\$//'"),
+        ("", "Exec format error; it is empty", "#!/bin/sh"),
+    ],
+    ids=["no-interpreter", "crlf", "empty"],
+)
+def test_a_script_that_cannot_be_started_is_told_with_its_first_line(
+    tmp_path: Path, script: str, words: str, hint: str
+) -> None:
+    provider_folder = write_provider(tmp_path, "p")
+    (provider_folder / "detach").write_bytes(script.encode())
+    host = provider_host(tmp_path)
+    with pytest.raises(ProviderError, match=words) as refused:
+        host.run(host.find("p"), Action.DETACH, VOLUME)
+    assert re.search(hint, refused.value.hint)
+
+
 def test_a_provider_that_is_one_file_under_many_names_knows_its_name(tmp_path: Path) -> None:
     provider = tmp_path / "p"
     provider.mkdir()

@@ -308,6 +308,28 @@ def hvext(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, timeout=SOON_S, check=False)
 
 
+@pytest.mark.parametrize(
+    ("script", "happened", "change"),
+    [
+        ("#!/bin/sh\r\nexit 0\r\n", "its first line is '#!/bin/sh", "have lines end with a line feed alone"),
+        ("#!/bin/sh\nsleep 60\n", "was ended after its limit of 0.5 s", "have it end: a program in it waits"),
+    ],
+    ids=["crlf", "hangs"],
+)
+def test_a_script_that_does_not_begin_or_end_is_told_what_keeps_it_from_that(
+    place: Path, script: str, happened: str, change: str
+) -> None:
+    provider = write_healthy(place)
+    (provider / "create").write_bytes(script.encode())
+    done = hvext(place, "healthy", "--level", "contract", "--timeout", "0.5")
+    said = " ".join(done.stdout.split())
+    assert (done.returncode, "FAIL create" in said) == (1, True)
+    assert happened in said
+    assert f"in create: {change}" in said or change in said
+    # It is not tried with each variable that it could miss.
+    assert said.count("run ") < 20
+
+
 def test_the_command_says_what_to_change_and_writes_junit(place: Path) -> None:
     write_broken(place, BY_NAME["relative-path"])
     done = hvext(place, "relative-path", "--level", "contract", "--junit", f"{place}/result.xml")
@@ -334,11 +356,14 @@ def test_the_command_says_what_to_change_and_writes_junit(place: Path) -> None:
     assert of_each.count("because attach-answer failed") == int(told[0].split()[1])
 
 
-@pytest.mark.parametrize("words", [["no-such"], ["healthy", "--skip", "no-such"], ["healthy", "--size", "0"], []])
-def test_wrong_use_is_told_and_runs_nothing(place: Path, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["no-such"], 1), (["healthy", "--skip", "no-such"], 2), (["healthy", "--size", "0"], 2), ([], 2)],
+)
+def test_wrong_use_is_told_and_runs_nothing(place: Path, words: list[str], status: int) -> None:
     write_healthy(place)
     done = hvext(place, *words)
-    assert done.returncode == 2
+    assert done.returncode == status
     assert done.stderr.startswith("hvext: ")
     assert not list((place / "volumes").iterdir())
 

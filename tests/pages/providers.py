@@ -36,7 +36,8 @@ PROVIDERS = (
         before={
             "FAIL  directory": "mkdir ../kept; mv grow detach setinfo remove verify ../kept\n"
             "hvext sanity mini --level contract || [ $? = 1 ]\nmv ../kept/* .\n",
-            "ok    attach  ": "cp provider ../good; sed -i 's/need && dev=$(device)$/need \\&\\& dev=/' provider\n"
+            "ok    attach  ": "cp provider ../good\n"
+            "sed -i 's/need && dev=$(device) && /need \\&\\& dev= \\&\\& /' provider\n"
             "hvext sanity mini --level contract || [ $? = 1 ]\ncp ../good provider\n",
             "mini, level contract": "hvext sanity mini --level contract\n",
         },

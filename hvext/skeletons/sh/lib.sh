@@ -56,6 +56,15 @@ device_of() {
     losetup --noheadings --output NAME --associated "$1" | tr -d ' ' | head -n 1
 }
 
+# Prints who has the device $1 open, or has mounted it; nothing if nobody has. HERE: for storage that is served, look for
+# the connections of the server (ss -x, or what the storage says of its clients).
+users_of() {
+    {
+        find /proc/[0-9]*/fd -lname "$1" 2>/dev/null | cut -d / -f 3 | sort -un | sed 's/^/process /'
+        grep -F "$1 " /proc/mounts | cut -d ' ' -f 2 | sed 's/^/the mount /'
+    } | paste -s -d , -
+}
+
 # Makes a file of $2 bytes beside $1. It gets its name when it is whole: a script that is killed leaves no half volume.
 make_data() {
     mkdir -p -- "$(dirname -- "$1")"
