@@ -162,9 +162,10 @@ def _measure_places(
         size_bytes = host.size_bytes(openable[0])
     span_bytes = min(settings.span_bytes, size_bytes) // _MIB * _MIB
     if span_bytes < _LEAST_SPAN:
-        raise InputError(
-            f"the volume has {size_bytes} bytes: too small to be measured", hint="it takes at least 16 MiB"
-        )
+        small = f"a volume of {size_bytes} bytes"
+        if settings.span_bytes < size_bytes:
+            small = f"a part of {settings.span_bytes} bytes (--span)"
+        raise InputError(f"{small} is too small to be measured", hint="it takes at least 16 MiB")
     runs: list[Run] = []
     facts = {**host_facts(), "qemu": qemu_version()}
     n_runs = _count(places, workloads, settings)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _INTERRUPTED = 130
+#: Commands that are in no journal, and take away all that they made.
+_TIDIED = ("bench", "tune", "new-provider")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,10 +84,11 @@ def _run(words: Sequence[str]) -> int:
     except HvextError as error:
         print_error(error, as_json=getattr(arguments, "json", False))
         return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as reason:
         # It is over: there is nothing left that a second one could end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print_error(_interrupted(changes=hasattr(arguments, "dry_run")), as_json=getattr(arguments, "json", False))
+        interrupted = _interrupted(reason, changes=hasattr(arguments, "dry_run") and words[0] not in _TIDIED)
+        print_error(interrupted, as_json=getattr(arguments, "json", False))
         return _INTERRUPTED
     except OSError as error:
         # Providers and QEMU raise errors of their own: what has no name is standard output.
@@ -97,8 +100,11 @@ def _run(words: Sequence[str]) -> int:
     return int(status or 0)
 
 
-def _interrupted(*, changes: bool) -> HvextError:
+def _interrupted(reason: KeyboardInterrupt, *, changes: bool) -> HvextError:
     """Return the error of a command that Ctrl-C has ended, with where to look after one that ``changes`` something."""
+    if reason.args:
+        # Its own words: nothing is left of it.
+        return HvextError(f"interrupted; {', '.join(map(str, reason.args))}")
     hint = "hvext audit says whether anything is left unfinished; the same command again, or hvext recover, finishes it"
     return HvextError("interrupted", hint=hint if changes else "")
 
@@ -115,7 +121,9 @@ def _be_tidy_when_ended() -> None:
 
     Until now, these and Ctrl-C have ended the process at once, as nothing was begun.
     """
-    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _interrupt, signal.SIGHUP: _interrupt}
+    from hvext.host import patience
+
+    handlers = {signal.SIGINT: patience.interrupt, signal.SIGTERM: _interrupt, signal.SIGHUP: _interrupt}
     for number, handler in handlers.items():
         # Whoever ignores them (nohup) has a reason; in a thread that is not the main one, signals are the caller's.
         if signal.getsignal(number) is signal.SIG_DFL:

@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Self, TypeVar
 
+from hvext.host import patience
+
 _T = TypeVar("_T")
-#: What has not ended so long after the first SIGINT is left by the next one, in whatever state it is.
-_PATIENCE_S = 3.0
 
 
 class _Interrupts:
@@ -27,14 +26,13 @@ class _Interrupts:
     def __init__(self, then: Callable[[], object]) -> None:
         self.came = False
         self._then = then
-        self._first_s = 0.0
 
     def __call__(self, _number: int, _frame: object) -> None:
-        now_s = time.monotonic()
-        if self.came and now_s - self._first_s > _PATIENCE_S:
+        if self.came and not patience.follows():
             raise KeyboardInterrupt
         if not self.came:
-            self.came, self._first_s = True, now_s
+            patience.follows()
+        self.came = True
         self._then()
 
 
@@ -42,12 +40,13 @@ class _Interrupts:
 def _answered(then: Callable[[], object]) -> Iterator[_Interrupts]:
     """Have SIGINT call ``then`` in the block, unless it is the caller's: another handler, or not the main thread."""
     interrupts = _Interrupts(then)
+    before = signal.getsignal(signal.SIGINT)
     with contextlib.ExitStack() as stack:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if before in (signal.default_int_handler, patience.interrupt):
             # ValueError: only the main thread hears of signals.
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGINT, interrupts)
-                stack.callback(signal.signal, signal.SIGINT, signal.default_int_handler)
+                stack.callback(signal.signal, signal.SIGINT, before)
         yield interrupts
 
 
@@ -73,7 +72,8 @@ class Runner:
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine and return what it returns; SIGINT cancels it, and KeyboardInterrupt is raised.
 
-        One that ends all the same has its result returned, and the next one is not begun.
+        That has the notes of what was cancelled as its arguments. A coroutine that ends all the same has its result
+        returned, and the next one is not begun.
         """
         if self._interrupted:
             work.close()
@@ -83,12 +83,13 @@ class Runner:
         with _answered(lambda: loop.call_soon_threadsafe(task.cancel)) as interrupts:
             try:
                 return loop.run_until_complete(task)
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as reason:
                 if not interrupts.came:
                     raise
+                notes = getattr(reason, "__notes__", ())
             finally:
                 self._interrupted |= interrupts.came
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*notes)
 
     def end(self, work: Coroutine[Any, Any, object]) -> None:
         """Run a coroutine that closes something, whatever came before; SIGINT waits for it."""

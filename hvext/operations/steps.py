@@ -8,7 +8,7 @@ undone as well. So every ``undo`` must succeed when there is nothing to undo.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
 from hvext.core.disk import Disk
 from hvext.core.value import value_object
@@ -42,6 +42,10 @@ class Step:
     check: Callable[[], object] | None = None
 
 
+#: What is noted on the interrupt of an operation of which nothing is left.
+UNDONE = "what was begun was undone"
+
+
 def check_steps(operation: str, steps: Sequence[Step]) -> None:
     """Raise OperationFailed, as ``carry_out`` would, for the first step of which it is known that it would fail."""
     for step in steps:
@@ -67,6 +71,8 @@ async def carry_out(operation: str, steps: Sequence[Step], *, report: Report = s
             undone, left = await _undo_all([*done, step])
             if left:
                 raise _failure(operation, step, HvextError("interrupted"), undone, left) from reason
+            if not any(each.one_way for each in (*done, step)):
+                reason.add_note(UNDONE)
             raise
         except HvextError as error:
             undone, left = await _undo_all([*done, step] if may_have_done(error) else done)
@@ -177,10 +183,11 @@ class _Running:
 async def tidy_up(operation: str, step: Step, *, leaves: Sequence[str], report: Report = silent) -> None:
     """Do the last step of an operation that is done already: when it fails, nothing is taken back.
 
-    Raises OperationFailed with ``leaves``, which is what the step should have removed, among what is left.
+    It is done to its end also when it is interrupted. Raises OperationFailed with ``leaves``, which is what the step
+    should have removed, among what is left.
     """
     try:
-        await carry_out(operation, [step], report=report)
+        await _to_the_end(carry_out(operation, [step], report=report))
     except OperationFailed as error:
         left = [*error.left, *leaves]
         raise OperationFailed(error.message, step=error.step, left=left, hint=error.hint) from error.__cause__
@@ -217,14 +224,21 @@ async def _undo_all(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
             else:
                 undone.append(step.name)
 
-    task = asyncio.ensure_future(work())
+    await _to_the_end(work())
+    return undone, left
+
+
+async def _to_the_end(work: Coroutine[object, None, None]) -> None:
+    """Await something that no interrupt ends."""
+    task = asyncio.ensure_future(work)
     while not task.done():
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             continue
+        except BaseException:
+            break
     task.result()
-    return undone, left
 
 
 def _failure(

@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from hvext.host import interrupts
+from hvext.host import interrupts, patience
 
 
 @pytest.fixture(autouse=True)
-def default_handler() -> Iterator[None]:
+def default_handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(patience, "follows", patience._Patience().follows)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -87,7 +88,7 @@ def test_an_interrupt_waits_for_what_closes_a_connection() -> None:
 
 
 def test_what_does_not_end_is_left_by_an_interrupt_that_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupts, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.05)
 
     async def stubborn() -> None:
         loop = asyncio.get_running_loop()
@@ -116,3 +117,25 @@ def test_a_thread_that_hears_of_no_signals_runs_a_loop_as_well() -> None:
     thread.start()
     thread.join(10)
     assert answers
+
+
+def test_who_tidies_up_is_not_interrupted_again_by_one_that_follows_soon() -> None:
+    signal.signal(signal.SIGINT, patience.interrupt)
+    tidied: list[str] = []
+
+    def work() -> None:
+        try:
+            interrupt()
+        finally:
+            interrupt()
+            tidied.append("by hand")
+            interrupts.run(_tidy(tidied))
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert tidied == ["by hand", "on a loop"]
+
+
+async def _tidy(tidied: list[str]) -> None:
+    await asyncio.sleep(0)
+    tidied.append("on a loop")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from hvext.core.value import replace
 from hvext.errors import (
     CommandRefused,
     CommandTimeout,
@@ -20,8 +21,9 @@ from hvext.errors import (
     ScriptFailed,
     ScriptTimeout,
 )
+from hvext.host import interrupts
 from hvext.host.process import Cancel
-from hvext.operations.steps import Step, carry_out
+from hvext.operations.steps import Step, carry_out, tidy_up
 from hvext.operations.threads import in_thread
 
 SOON_S = 60.0
@@ -252,7 +254,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_during_a_script_ends_it_and_undoes_the_steps_before(diary: Diary) -> None:
-    """As ``open_vm`` runs operations: the first interrupt of asyncio.Runner cancels."""
+    """As ``open_vm`` runs operations."""
 
     def work(cancel: Cancel) -> None:
         deadline = time.monotonic() + SOON_S
@@ -265,6 +267,38 @@ def test_ctrl_c_during_a_script_ends_it_and_undoes_the_steps_before(diary: Diary
         asyncio.get_running_loop().call_later(0.05, signal.raise_signal, signal.SIGINT)
         await carry_out("plug", [diary.step("a"), Step(name="script", do=lambda: in_thread(work))])
 
-    with asyncio.Runner() as runner, pytest.raises(KeyboardInterrupt):
+    with interrupts.Runner() as runner, pytest.raises(KeyboardInterrupt, match="what was begun was undone"):
         runner.run(operation())
     assert diary.lines == ["a", "undo a"]
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("one_way", [False, True])
+def test_an_interrupt_says_that_all_was_undone_only_when_it_was(diary: Diary, one_way: bool) -> None:
+    async def operation() -> None:
+        asyncio.get_running_loop().call_later(0.05, signal.raise_signal, signal.SIGINT)
+        await carry_out("unplug", [replace(diary.step("ask"), one_way=one_way), Step(name="wait", do=forever)])
+
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        interrupts.run(operation())
+    assert interrupted.value.args == (() if one_way else ("what was begun was undone",))
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_the_last_step_of_what_is_done_is_done_to_its_end_and_the_result_told(diary: Diary) -> None:
+    async def close() -> None:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(0.05)
+        diary.lines.append("closed")
+
+    async def operation() -> str:
+        await carry_out("move", [diary.step("switch")])
+        await tidy_up("finish the move", Step(name="close", do=close, one_way=True), leaves=[])
+        return "moved"
+
+    assert interrupts.run(operation()) == "moved"
+    assert diary.lines == ["switch", "closed"]
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
