@@ -14,13 +14,13 @@ from enum import StrEnum
 from hvext.core.identity import (
     NODE_NAME_LIMIT,
     DiskNames,
-    derived_uuid,
     disk_of_device,
     disk_of_node,
     owner_of_object,
 )
 from hvext.core.record import DiskRecord, Intent, Unfinished, VmRecord
 from hvext.core.running import RunningDisk
+from hvext.core.shell import volume_arguments
 from hvext.core.value import value_object
 from hvext.errors import JournalError
 
@@ -47,7 +47,7 @@ class Kind(StrEnum):
 
 
 #: What goes on by itself or is about to, and what leaves nothing over: the journal and QEMU agree.
-_HARMLESS = (Kind.UNDER_WAY, Kind.STARTING, Kind.MIGRATING, Kind.STOPPED)
+_HARMLESS = (Kind.UNDER_WAY, Kind.STARTING, Kind.MIGRATING)
 
 
 @value_object
@@ -61,8 +61,13 @@ class Finding:
 
     @property
     def harmless(self) -> bool:
-        """Whether there is nothing to recover: somebody works on it, has yet to start, or its storage has failed."""
+        """Whether there is nothing to do: somebody works on it, or has yet to start."""
         return self.kind in _HARMLESS
+
+    @property
+    def recovers(self) -> bool:
+        """Whether ``recover`` does something about it: storage that has failed is somebody else's to bring back."""
+        return not self.harmless and self.kind is not Kind.STOPPED
 
     def to_json(self) -> dict[str, object]:
         """Return the finding for machines."""
@@ -146,13 +151,7 @@ def _volume(record: VmRecord, uuid: uuid_module.UUID) -> str:
 
 def _by_provider(known: DiskRecord) -> str:
     """Return the command with which a disk's provider is asked to serve it again."""
-    disk = known.disk
-    parameters = {name: value for name, value in disk.volume.parameters.items() if name not in known.withheld}
-    words = [f"-p {shlex.quote(f'{name}={value}')}" for name, value in sorted(parameters.items())]
-    words += [f"--parameter-file {name}=FILE" for name in known.withheld]
-    if disk.volume.uuid != derived_uuid(disk.provider, disk.volume.name, parameters):
-        words.append(f"--disk-uuid {disk.volume.uuid}")
-    command = " ".join(("hvext attach", disk.provider, shlex.quote(disk.volume.name), *words))
+    command = f"hvext attach {volume_arguments(known.disk, known.withheld)}"
     return f" ({command} asks its provider to)"
 
 

@@ -125,11 +125,11 @@ def _place_port(wish: Placement, ports: Sequence[Port]) -> Placement:
     for port in ports:
         if port.bus == wish.bus:
             if not port.free:
-                raise PlugError(f"root port {wish.bus!r} is taken by another device")
+                raise PlugError(f"root port {wish.bus!r} is taken by another device", hint=_free(ports))
             if not port.hotplug:
                 raise PlugError(f"root port {wish.bus!r} was made with hotplug=off")
             return wish
-    raise PlugError(f"the guest has no root port {wish.bus!r}", hint=_have([port.bus for port in ports]))
+    raise PlugError(f"the guest has no root port {wish.bus!r}", hint=_free(ports))
 
 
 def _place_pci(wish: Placement, free: Sequence[int]) -> Placement:
@@ -177,6 +177,12 @@ def _free_address(wish: Placement, taken: frozenset[tuple[int, int]]) -> tuple[i
     if wish.scsi_id is None and wish.lun is None and len(taken) >= _SCSI_IDS * _LUNS:
         return None
     return next(((scsi_id, lun) for lun in luns for scsi_id in ids if (scsi_id, lun) not in taken), None)
+
+
+def _free(ports: Sequence[Port]) -> str:
+    every = _have([port.bus for port in ports])
+    free = [port.bus for port in ports if port.free and port.hotplug]
+    return f"{every}; free: {', '.join(free) or 'none'}" if ports else every
 
 
 def _have(names: Sequence[str]) -> str:

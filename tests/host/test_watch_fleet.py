@@ -244,11 +244,15 @@ def test_storage_without_space_is_said_and_not_taken_for_dead(make_fleet: Callab
         assert once_more(watch, tmp_path, own) == (1, ["watching", "no-space"])
     monitor = fleet.folder / "test/vm0"
     status, out, err = said("audit")
-    assert (status, "stopped by an I/O error" in out, f"hvext resume --qmp {monitor}" in out) == (0, True, False)
+    assert (status, "stopped by an I/O error" in out, f"hvext resume --qmp {monitor}" in out) == (1, True, False)
     assert f"fake/v0 is full; make room, then hvext resume --qmp {fleet.monitors[0]}" in out
     assert (err, "nothing is left over" in out) == ("", False)
     (found,) = json.loads(said("audit", "--json", "--qmp", monitor)[1])
-    assert (found["kind"], found["harmless"], str(monitor) in found["words"]) == ("stopped by an I/O error", True, True)
+    assert (found["kind"], found["harmless"], str(monitor) in found["words"]) == (
+        "stopped by an I/O error",
+        False,
+        True,
+    )
     (step,) = json.loads(said("resume", "--qmp", monitor, "--dry-run", "--json")[1])["steps"]
     assert fleet.statuses() == ["io-error"]
     # There is no room yet.

@@ -94,8 +94,9 @@ FOUND: dict[Kind, Callable[[], Any]] = {
 def test_each_kind_of_what_does_not_fit_is_found_and_nothing_else_with_it(kind: Kind) -> None:
     found: list[Finding] = list(FOUND[kind]())
     assert set(kinds(found)) == {kind}
-    harmless = kind in (Kind.UNDER_WAY, Kind.STARTING, Kind.MIGRATING, Kind.STOPPED)
+    harmless = kind in (Kind.UNDER_WAY, Kind.STARTING, Kind.MIGRATING)
     assert {finding.harmless for finding in found} == {harmless}
+    assert {finding.recovers for finding in found} == {not harmless and kind is not Kind.STOPPED}
     json = found[0].to_json()
     assert json["kind"] == str(kind)
     assert json["disk"] == (None if kind is Kind.BROKEN else str(NAMES.uuid))
@@ -137,7 +138,7 @@ def test_a_guest_that_its_storage_has_stopped_is_said_with_the_cure_and_leaves_n
     vm = record(monitors=("/run/vm.qmp", "/run/other"))
     uuid = DISK.volume.uuid
     (full,) = audit_stopped(vm, (), {uuid})
-    assert (full.kind, full.uuid, full.harmless) == (Kind.STOPPED, uuid, True)
+    assert (full.kind, full.uuid, full.harmless) == (Kind.STOPPED, uuid, False)
     assert "p/v is full; make room, then hvext resume --qmp /run/vm.qmp" in full.words
     (failed,) = audit_stopped(vm, {uuid}, ())
     watch = "hvext watch --once --qmp /run/vm.qmp has its provider serve it again, and fails it over"

@@ -110,7 +110,7 @@ def test_a_slot_in_which_the_guest_would_never_find_the_disk_is_refused(addr: st
         (virtio(), q35(port("rp0", free=False), port("rp1", hotplug=False)), "all 1 hot-plug ports"),
         (virtio(bus="rp0"), q35(port("rp0", free=False), port("rp1")), "'rp0' is taken by another device"),
         (virtio(bus="rp0"), q35(port("rp0", hotplug=False)), "hotplug=off"),
-        (virtio(bus="rp7"), q35(port("rp0"), port("rp1")), "no root port 'rp7' (it has rp0, rp1)"),
+        (virtio(bus="rp7"), q35(port("rp0"), port("rp1")), "no root port 'rp7' (it has rp0, rp1; free: rp0, rp1)"),
         (virtio(bus="rp7"), q35(), "no root port 'rp7'"),
         (virtio(), pc(), "all slots of pci.0 are taken"),
         (virtio(addr="05"), pc(6, 7), "PCI slot 05 is taken or reserved"),

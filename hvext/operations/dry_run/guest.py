@@ -24,6 +24,7 @@ from hvext.operations.dry_run.books import own_record
 from hvext.operations.dry_run.planned import Planned, in_words
 from hvext.operations.dry_run.unknown import ANYWHERE, unknown
 from hvext.operations.failover import IO_ERROR, resume_step, swap_steps
+from hvext.operations.frozen import check_requests_end, stuck_now
 from hvext.operations.inspect import running_disk, running_disks
 from hvext.operations.journal import taken
 from hvext.operations.opening import Movable, location_obstacle
@@ -109,6 +110,8 @@ class DryRun:
             notes.append("another VM of this host has the volume as well: it stays attached")
         elif disk is not None and (steps or _attached(known)):
             steps.append(detach_step(self._host, disk))
+        if names.uuid in await stuck_now(self._monitor):
+            notes.append("its storage answers nothing: the guest cannot let it go until it does")
         if running.device is not None:
             notes.append("when the guest does not let it go, nothing is removed, and it stays pending")
             notes.append("hvext plug brings it back")
@@ -143,6 +146,7 @@ class DryRun:
     async def _movable(self, names: DiskNames) -> Movable:
         own, _records = await self._journal()
         check_staying(own)
+        await check_requests_end(self._monitor)
         return whole(await disk_in_guest(self._monitor, names))
 
     async def resize(self, disk: Disk, new_size_mib: int, *, old_size_mib: int | None = None) -> Planned:

@@ -184,7 +184,8 @@ class DryRecovery:
         if stays_attached(known, disk, self._records, record.name):
             return _planned(record, known.words, steps, *notes, _KEPT)
         last: list[Step] = [detach_step(self._host, disk)] if wanted else []
-        return _planned(record, known.words, (*steps, *in_words(last)), *notes, _SCRIPTS)
+        interrupted = known.unfinished is not None and known.unfinished.script is not None
+        return _planned(record, known.words, (*steps, *in_words(last)), *notes, *([_SCRIPTS] if interrupted else []))
 
     def _whole(self, record: VmRecord, known: DiskRecord) -> Disk:
         return known.whole(Journal(self._folder, record.name).kept_secrets(known))

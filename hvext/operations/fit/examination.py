@@ -12,6 +12,7 @@ from hvext.core.file_kind import FileKind
 from hvext.core.fit import Finding, Fit, Fitting, Subject, ok, problem, unknown, weighed
 from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.record import VmRecord
+from hvext.core.shell import volume_arguments
 from hvext.core.uri import FileLocation, Location, Opened, parse_uri, shown
 from hvext.core.value import field, replace, value_object
 from hvext.errors import AccessError, AnswerError, CapabilityError, HvextError, InputError
@@ -64,7 +65,7 @@ class _Asked:
 
     @property
     def volume(self) -> str:
-        return f"{self.disk.provider} {self.disk.volume.name}"
+        return volume_arguments(self.disk)
 
 
 async def examine(
@@ -118,7 +119,7 @@ def _of_storage(asked: _Asked, attachment: Attachment | None) -> Examined:
     """Return what is found about the accesses that a plug would try, and the one that it would use."""
     if attachment is None:
         found = "what the storage is, attach is going to say: that, and whether it opens, was not looked at"
-        cure = f"hvext attach {asked.volume} >FILE, and name FILE"
+        cure = f"hvext attach {asked.volume} >FILE, and name FILE; a password is *** there: --secret gives it"
         return _examined(asked, [unknown(Subject.ACCESS, found, cure), _of_shape(asked)])
     findings = _of_answer(asked, attachment)
     secrets = given_secrets(asked.disk)

@@ -264,8 +264,11 @@ class WatchedGuest:
         failed = {uuid for uuid, fault in found.items() if fault is Fault.FAILED}
         stopped = status == _STOPPED_BY_ERROR
         full = stopped and bool(found) and not failed
+        was_full = care.guest.state is GuestState.FULL
         changed = care.guest.seen(status, care.now, full=full)
         if care.guest.state is GuestState.RUNNING:
+            if was_full:
+                care.tell(Happening.RESUMED, "runs again: somebody has let it, after its storage was full")
             care.saved.clear()
             care.stopped_at = math.nan
             self._forget("rescue")
@@ -278,7 +281,9 @@ class WatchedGuest:
         if changed and stopped and not full:
             ours = ", ".join(care.disk_words(uuid) for uuid in sorted(failed, key=str))
             words = f"disks {ours}" if ours else "of a disk that is not hvext's: it is left alone"
-            care.tell(Happening.STOPPED, f"by an I/O error; {words}", disks=sorted(map(str, failed)))
+            # Who cuts frozen storage off tells of that when it is done.
+            why = "as frozen storage was cut off" if failed and failed <= care.frozen else "by an I/O error"
+            care.tell(Happening.STOPPED, f"{why}; {words}", disks=sorted(map(str, failed)))
         if act and (failed - care.saved or (stopped and care.saved)):
             server = await self._server_of(care, failed)
             self._want("rescue", server, partial(rescue, care, server), connections=_CONNECTIONS)
