@@ -360,7 +360,7 @@ def search_path_misspelt(place: Place) -> None:
     place.healthy = ["--only", "providers", "--search-path", str(place.folder)]
 
 
-@fault("providers.tool", ERROR, "there is no rbd", "apt-get install ceph-common")
+@fault("providers.tool", ERROR, "rbd: rbd is not installed", "apt-get install ceph-common")
 def tool_of_a_shipped_provider_missing(place: Place) -> None:
     need("rbd", "ceph-common")
     place.programs("rbd")

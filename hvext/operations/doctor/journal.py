@@ -47,7 +47,7 @@ def look(ask: Ask, _needs: Needs) -> Iterator[Finding]:
         )
     disks = sum(len(record.disks) for record in records.values())
     yield Finding(
-        id="journal.record", severity=Severity.OK, tried=tried, found=f"{len(records)} VMs with {disks} disks"
+        id="journal.record", severity=Severity.OK, tried=tried, found=f"VMs: {len(records)}, with disks: {disks}"
     )
     yield from _left(records)
 

@@ -160,7 +160,7 @@ def _tools(name: str, ask: Ask, needs: Needs) -> Iterator[Finding]:
             about=f"{name}: {program}",
             severity=Severity.ERROR if name in needs.providers else Severity.ABSENT,
             tried=tried,
-            found=f"there is no {program}",
+            found=f"{name}: {program} is not installed, which its scripts run",
             cure=f"apt-get install {package}",
         )
     for program, package in lacking:
@@ -169,7 +169,7 @@ def _tools(name: str, ask: Ask, needs: Needs) -> Iterator[Finding]:
             about=f"{name}: {program}",
             severity=Severity.ABSENT,
             tried=tried,
-            found=f"there is no {program}: no block device beside the URI",
+            found=f"{name}: {program} is not installed: no block device beside the URI",
             cure=f"apt-get install {package}",
         )
     if good := [each[0] for each in (*known.tools, *known.extras) if each not in (*missing, *lacking)]:
