@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from hvext.core.extras import install_words
-from hvext.errors import InputError
+from hvext.core.extras import library_missing
+from hvext.errors import ProgramError
 
 _PACKAGES = ("python3-scipy", "python3-matplotlib", "python3-rich")
 
 
 @contextmanager
 def bench_extra() -> Iterator[None]:
-    """Import libraries of the extra within this; raises InputError with the cure where one is missing."""
+    """Import libraries of the extra within this; raises ProgramError with the cure where one is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -24,12 +24,12 @@ def bench_extra() -> Iterator[None]:
 def check_extra(*, table: bool, page: bool) -> None:
     """Look for what a benchmark needs at its end: measuring takes minutes, and is lost where nothing can be shown.
 
-    What is concluded needs scipy, a ``table`` rich, and a ``page`` matplotlib. Raises InputError as `bench_extra`.
+    What is concluded needs scipy, a ``table`` rich, and a ``page`` matplotlib. Raises ProgramError as `bench_extra`.
     """
     for name, wanted in (("scipy", True), ("rich", table), ("matplotlib", page)):
         if wanted and find_spec(name) is None:
             raise _missing(name)
 
 
-def _missing(name: str | None) -> InputError:
-    return InputError(f"{name}, which hvext bench needs, is not installed", hint=install_words("bench", *_PACKAGES))
+def _missing(name: str | None) -> ProgramError:
+    return library_missing(str(name), "hvext bench needs", "bench", *_PACKAGES)

@@ -176,7 +176,7 @@ class Result:
         try:
             return cls.from_json(json.loads(text))
         except (ValueError, RecursionError) as error:
-            raise InputError(f"this is not the result of a benchmark: {error}") from error
+            raise InputError("this is not the result of a benchmark: it is no JSON of hvext bench") from error
 
 
 def _section(raw: Mapping[str, Any]) -> Mapping[str, Any]:

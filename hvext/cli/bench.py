@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -118,6 +119,7 @@ def report(arguments: argparse.Namespace) -> int:
 
     result = read_result(arguments.result)
     write_whole(arguments.html, html_report(result, judge(result)))
+    print(f"the page is in {arguments.html}", file=sys.stderr)
     return 0
 
 

@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 
 from hvext.cli.parser import whole_parser
-from hvext.core.extras import install_words
+from hvext.core.extras import library_missing
 from hvext.core.options import Aio, Cache, DetectZeroes, DeviceModel, Discard, ErrorPolicy, option_names
-from hvext.errors import InputError
 
 #: Names without what stands around them in the table of ``hvext providers``; nothing where there are none.
 _LIST = "hvext providers 2>/dev/null | sed 1d | cut -d' ' -f1"
@@ -148,13 +147,11 @@ def completion(arguments: argparse.Namespace) -> int:
 
 
 def completion_script(shell: str) -> str:
-    """Return the script for ``bash``, ``zsh`` or ``fish``; raises InputError where shtab is missing, which makes it."""
+    """Return the script for ``bash``, ``zsh`` or ``fish``; raises ProgramError without shtab, which makes it."""
     try:
         import shtab
     except ModuleNotFoundError as error:
-        raise InputError(
-            "shtab, which hvext completion needs, is not installed", hint=install_words("completion")
-        ) from error
+        raise library_missing("shtab", "hvext completion needs", "completion") from error
     parser = whole_parser()
     for command, action in _arguments(parser):
         # argparse has no attribute for this: shtab looks for one of that name.

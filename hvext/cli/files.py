@@ -19,8 +19,10 @@ def read_result(name: str) -> Result:
     try:
         kept = Path(name).read_bytes()
         return Result.read((gzip.decompress(kept) if name.endswith(_PACKED) else kept).decode())
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {name}: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {name}: {error.strerror or error}") from error
+    except (EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {name}: {error}", hint="it is no result that hvext bench has written") from error
     except InputError as error:
         raise InputError(f"{name}: {error.message}", hint=error.hint) from error
 

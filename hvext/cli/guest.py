@@ -7,23 +7,28 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from typing import cast
+from uuid import UUID
 
 from hvext.cli.arguments import disk, provider_host, secret_files
-from hvext.cli.output import print_json, print_warnings, reporter, size_text
+from hvext.cli.output import print_hint, print_json, print_warnings, reporter, size_text
 from hvext.cli.start import given_disks
 from hvext.core.disk import Disk, parse_uuid
 from hvext.core.uri import parse_uri
 from hvext.errors import DiskNotFound, InputError
 from hvext.host.files import opened_as
+from hvext.host.journal import JournalFolder
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S
-from hvext.operations import attachments
+from hvext.operations import attachments, volumes
 from hvext.operations.acts import perform
 from hvext.operations.batch import PlugOutcome
+from hvext.operations.records import read_records, record_with
 from hvext.operations.unplug import Unplugged, UnplugState
 from hvext.operations.vm import Vm, open_vm
 from hvext.operations.whose import end_told, whose_volume
 
+#: The hint of all errors about a disk that the guest has not.
+_LISTED = "hvext disks lists those it has"
 _ALL_VMS = "hvext top shows the disks of all VMs of this host, which it finds by itself; hvext report draws them"
 
 
@@ -42,7 +47,7 @@ def plug(arguments: argparse.Namespace) -> int:
     print_warnings(result.warnings)
     word = "plugged" if result.changed else "unchanged"
     access = f" {result.access}" if result.access else ""
-    print(f"{wished.volume.name}: {word} as {result.device},{access} {result.location}")
+    print(f"{_words(wished)}: {word} as {result.device},{access} {result.location}")
     print(f"because {result.reason}")
     return 0
 
@@ -67,7 +72,7 @@ def _plug_all(arguments: argparse.Namespace) -> int:
 
 
 def _print_outcome(outcome: PlugOutcome) -> None:
-    name, result, error = outcome.disk.volume.name, outcome.plugged, outcome.error
+    name, result, error = _words(outcome.disk), outcome.plugged, outcome.error
     if result is not None:
         print_warnings([f"{name}: {words}" for words in result.warnings])
         access = f" {result.access}" if result.access else ""
@@ -75,14 +80,14 @@ def _print_outcome(outcome: PlugOutcome) -> None:
         print(f"{name}: {word} as {result.device},{access} {result.location}")
     elif error is not None:
         print(f"{name}: failed: {error.message}")
-        if error.hint:
-            print(f"hint: {name}: {error.hint}", file=sys.stderr)
+        print_hint(f"{name}: {error.hint}" if error.hint else "")
 
 
 def unplug(arguments: argparse.Namespace) -> int:
     """Unplug a disk; 1 when the guest has not let it go."""
     wished = disk(arguments) if names_volume(arguments) else None
     uuid = wished.volume.uuid if wished else parse_uuid(arguments.disk_uuid)
+    words = _words(wished) if wished else _known_words(uuid)
     with _vm(arguments, provider_host(arguments)) as vm:
         if wished:
             result = vm.unplug(wished, timeout_s=arguments.wait)
@@ -93,20 +98,17 @@ def unplug(arguments: argparse.Namespace) -> int:
         print_json(result.to_json() | {"hint": hint})
     else:
         print_warnings(result.warnings)
-        print(f"{result.device}: {result.state}" + (", volume detached" if result.detached else ""))
-        if hint:
-            print(f"hint: {hint}", file=sys.stderr)
+        print(f"{_named(words, result.device)}: {result.state}" + (", volume detached" if result.detached else ""))
+        print_hint(hint)
     return 0 if result.finished else 1
 
 
 def repoint(arguments: argparse.Namespace) -> int:
     """Move a disk to another access."""
     check_place(arguments)
-    target = sys.stdin.read().strip() if arguments.to == "-" else arguments.to
-    if target == "":
-        raise InputError("there is no location on standard input")
-    if names_volume(arguments):
-        wished = disk(arguments)
+    target = given_place(arguments)
+    wished = disk(arguments) if names_volume(arguments) else None
+    if wished:
         uuid = wished.volume.uuid
         secrets = attachments.given_secrets(wished)
     else:
@@ -114,11 +116,13 @@ def repoint(arguments: argparse.Namespace) -> int:
         if target is None:
             raise InputError("--access needs PROVIDER and VOLUME, to ask the provider what it offers")
         uuid = parse_uuid(arguments.disk_uuid)
+    words = _words(wished) if wished else _known_words(uuid)
     host = provider_host(arguments)
-    with _vm(arguments, host) as vm:
+    with _vm(arguments, host) as vm, absence_told(wished):
         if target is None:
+            assert wished is not None  # noqa: S101
             if uuid not in vm.disks():
-                raise DiskNotFound(f"the guest has no disk {uuid}", hint="hvext disks lists those it has")
+                raise DiskNotFound(f"the guest has no disk {uuid}", hint=_LISTED)
             (answer,) = perform([attachments.offer_act(host, wished)], report=reporter(verbose=arguments.verbose))
             offered = answer.choice.candidates
             result = vm.repoint_to_first(uuid, [candidate.location for candidate in offered])
@@ -127,9 +131,9 @@ def repoint(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(result.to_json())
     elif result.changed:
-        print(f"{result.device}: moved from {result.before} to {result.after}")
+        print(f"{_named(words, result.device)}: moved from {result.before} to {result.after}")
     else:
-        print(f"{result.device}: unchanged, it is at {result.after} already")
+        print(f"{_named(words, result.device)}: unchanged, it is at {result.after} already")
     return 0
 
 
@@ -139,18 +143,74 @@ def check_place(arguments: argparse.Namespace) -> None:
         raise InputError("repoint takes either --to LOCATION or --access ACCESS")
 
 
+def given_place(arguments: argparse.Namespace) -> str | None:
+    """Return the text of ``--to``, from standard input where that is meant; None without it. Raises InputError."""
+    if arguments.to == "":
+        raise InputError("--to is empty: it takes a URI or an absolute path", hint="was a shell variable not set?")
+    if arguments.to != "-":
+        return cast("str | None", arguments.to)
+    if text := sys.stdin.read().strip():
+        return text
+    raise InputError("there is no location on standard input")
+
+
 def resize(arguments: argparse.Namespace) -> int:
     """Grow a disk."""
-    wished = disk(arguments)
-    with _vm(arguments, provider_host(arguments)) as vm:
+    wished = disk_to_grow(arguments)
+    with _vm(arguments, provider_host(arguments)) as vm, absence_told(wished):
         result = vm.resize(wished, arguments.new_size, old_size_mib=arguments.size)
     if arguments.json:
         print_json(result.to_json())
     elif result.changed:
-        print(f"{result.device}: grown from {size_text(result.before_bytes)} to {size_text(result.after_bytes)}")
+        sizes = f"from {size_text(result.before_bytes)} to {size_text(result.after_bytes)}"
+        print(f"{_named(_words(wished), result.device)}: grown {sizes}")
     else:
-        print(f"{result.device}: unchanged, it has {size_text(result.after_bytes)} already")
+        print(f"{_named(_words(wished), result.device)}: unchanged, it has {size_text(result.after_bytes)} already")
     return 0
+
+
+def disk_to_grow(arguments: argparse.Namespace) -> Disk:
+    """Return the disk of a resize; one that is named by its uuid, as the journal has it. Raises InputError."""
+    if names_volume(arguments):
+        return disk(arguments)
+    uuid = parse_uuid(arguments.disk_uuid)
+    found = volumes.known_disk(uuid)
+    if found is None:
+        raise InputError(
+            f"the journal of this host has no disk {uuid}: name its PROVIDER and VOLUME as well",
+            hint="the provider grows the volume first, so it has to be known which one it is",
+        )
+    return found
+
+
+@contextlib.contextmanager
+def absence_told(wished: Disk | None) -> Iterator[None]:
+    """Have who names a disk that the guest has not told of the volume, and of those that may be meant."""
+    try:
+        yield
+    except DiskNotFound as error:
+        if wished is None:
+            raise
+        hint = error.hint
+        if hint == _LISTED:
+            hint = "; ".join(volumes.detach_warnings(wished)) or whose_volume(wished)
+        uuid = str(wished.volume.uuid)
+        raise DiskNotFound(error.message.replace(uuid, f"{_words(wished)} ({uuid})"), hint=hint) from error
+
+
+def _words(wished: Disk) -> str:
+    return f"{wished.provider}/{wished.volume.name}"
+
+
+def _known_words(uuid: UUID) -> str:
+    """Return the volume of a disk that is named by its uuid; empty where the journal has none."""
+    record = record_with(uuid, read_records(JournalFolder()))
+    return record.disks[uuid].words if record else ""
+
+
+def _named(words: str, device: str) -> str:
+    """Return how a disk is called in a result: by its volume, and its device in QEMU."""
+    return f"{words} ({device})" if words else device
 
 
 def disks(arguments: argparse.Namespace) -> int:

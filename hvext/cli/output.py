@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -46,8 +47,7 @@ def print_error(error: HvextError, *, as_json: bool) -> None:
         print(json.dumps(value, ensure_ascii=False), file=sys.stderr)
         return
     print(f"hvext: {error.message}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+    print_hint(error.hint)
     if type(error) is not HvextError and sys.stderr.isatty():
         print(f"see {_help(error)}, or man hvext-errors", file=sys.stderr)
 
@@ -65,9 +65,24 @@ def print_warnings(warnings: Sequence[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
+def print_hint(hint: str) -> None:
+    """Print a hint to standard error, where there is one."""
+    if hint:
+        _print_rest()
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def _print_rest() -> None:
+    """Have what was printed stand before what follows on standard error, where both go to one file."""
+    # What fails here fails once more at the end, where it is told.
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+
+
 def print_note(note: str) -> None:
     """Print a note to standard error, where there is one."""
     if note:
+        _print_rest()
         print(f"note: {note}", file=sys.stderr)
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 
 from hvext.cli.arguments import provider_host
-from hvext.cli.output import print_json, print_table
+from hvext.cli.output import print_json, print_table, print_warnings
+from hvext.core.file_kind import FileKind
 from hvext.core.provider import OPTIONAL_ACTIONS, Action, Provider
 from hvext.errors import ProviderInvalid
+from hvext.host.files import file_kind
 from hvext.host.provider import ProviderHost
 
 
 def list_providers(arguments: argparse.Namespace) -> int:
     """Print all providers on the search path, valid or not."""
     host = provider_host(arguments)
+    if arguments.search_path:
+        # Of Ganeti's own path, most machines have not all folders.
+        missing = [each for each in host.search_path if file_kind(each) is not FileKind.DIRECTORY]
+        print_warnings([f"there is no folder {each}" for each in missing])
     found = [_look(host, name) for name in host.names()]
     if arguments.json:
         print_json(found)

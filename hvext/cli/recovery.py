@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from hvext.cli.arguments import provider_host
-from hvext.cli.output import print_json, print_note, print_table, reporter
+from hvext.cli.output import print_hint, print_json, print_note, print_table, reporter
 from hvext.host import interrupts
 from hvext.host.journal import JournalFolder
 from hvext.operations import audit as auditing
@@ -17,7 +16,7 @@ from hvext.operations.whose import where_looked
 
 
 def audit(arguments: argparse.Namespace) -> int:
-    """List what does not fit together; 1 when there is anything to recover."""
+    """List what does not fit together; 1 when there is anything to do about it."""
     check_names(arguments.vm, JournalFolder())
     findings = interrupts.run(
         auditing.audit(monitors=arguments.qmp, names=arguments.vm, timeout_s=arguments.qmp_timeout)
@@ -29,8 +28,8 @@ def audit(arguments: argparse.Namespace) -> int:
     else:
         rows = [[finding.vm or "-", str(finding.kind), str(finding.uuid or "-"), finding.words] for finding in findings]
         print_table(("VM", "WHAT", "DISK", "IN WORDS"), rows)
-        if not all(finding.harmless for finding in findings):
-            print("hint: hvext recover finishes or undoes what was left", file=sys.stderr)
+        if any(finding.recovers for finding in findings):
+            print_hint("hvext recover finishes or undoes what was left")
     if not arguments.qmp:
         print_note(where_looked(JournalFolder()))
     return 0 if all(finding.harmless for finding in findings) else 1
@@ -56,6 +55,5 @@ def recover(arguments: argparse.Namespace) -> int:
     for item in done:
         if not arguments.json:
             print(f"{item.vm or '-'}: {item.outcome}: {item.words}")
-            if item.hint:
-                print(f"hint: {item.hint}", file=sys.stderr)
+            print_hint(item.hint)
     return 1 if any(item.outcome is Outcome.LEFT for item in done) else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import socket
+import sys
 import time
 from importlib.metadata import version
 
@@ -48,6 +49,7 @@ def report(arguments: argparse.Namespace) -> int:
         broken=tuple(error.message for error in broken_records(folder)),
     )
     write_whole(arguments.html, html_page(content))
+    print(f"the page is in {arguments.html}", file=sys.stderr)
     return 0
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 
-from hvext.cli.output import print_json, reporter
+from hvext.cli.output import print_hint, print_json, reporter
 from hvext.host import interrupts
 from hvext.host.qmp import CONNECT_TIMEOUT_S
 from hvext.operations.resume import Resumed, ResumeState
@@ -25,8 +24,7 @@ def resume(arguments: argparse.Namespace) -> int:
         print_json(result.to_json() | {"hint": hint})
     else:
         print(f"VM {result.vm}: {_words(result)}")
-        if hint:
-            print(f"hint: {hint}", file=sys.stderr)
+        print_hint(hint)
     return 0 if result.runs else 1
 
 

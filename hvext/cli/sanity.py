@@ -10,7 +10,7 @@ from pathlib import Path
 from hvext.cli.arguments import pairs, parameters, provider_host, split_commas
 from hvext.cli.output import print_json
 from hvext.core.volume import check_size_mib
-from hvext.errors import HvextError, InputError, ProviderError
+from hvext.errors import HvextError, InputError, ProviderInvalid
 from hvext.host.provider import ProviderHost, check_known
 from hvext.sanity.check import Level, Outcome, Verdict
 from hvext.sanity.kit import CHECKS, Kit
@@ -63,11 +63,11 @@ def _check_parameters(host: ProviderHost, name: str, settings: Settings) -> None
     """Raise InputError for a parameter that was typed and that the provider does not have, before a script runs.
 
     The provider would be blamed for it, and its volumes made in its default folder. What is wrong with the provider
-    itself is the checks' to say.
+    itself is the checks' to say; a provider that is not there is no provider to check.
     """
     try:
         provider = host.find(name)
-    except ProviderError:
+    except ProviderInvalid:
         return
     for given in (settings.parameters, *settings.places):
         check_known(provider, given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import sys
 import time
@@ -72,7 +73,14 @@ def _shown(arguments: argparse.Namespace, *, live: bool) -> Iterator[_Show]:
             with Live("looking …", screen=True, auto_refresh=False) as screen:
                 yield lambda rows: screen.update(_table(rows, screen.console.height), refresh=True)
             return
-    yield _print_rows
+    tables = itertools.count()
+
+    def show(rows: Sequence[Row]) -> None:
+        if next(tables):
+            print()
+        _print_rows(rows)
+
+    yield show
 
 
 def _print_json(rows: Sequence[Row], interval_s: float) -> None:
@@ -86,7 +94,7 @@ def _print_rows(rows: Sequence[Row]) -> None:
         print_table(COLUMNS, [row.cells() for row in rows])
     else:
         print(_NONE.format(JournalFolder().path))
-    print(flush=True)
+    sys.stdout.flush()
 
 
 def _table(rows: Sequence[Row], height: int = 0) -> RenderableType:

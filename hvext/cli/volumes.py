@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 from hvext.cli.arguments import disk, parameters, provider_host
-from hvext.cli.output import print_json, print_warnings
+from hvext.cli.output import print_json, print_note, print_warnings
 from hvext.core.disk import Disk
 from hvext.core.volume import Volume, derived_uuid
+from hvext.host.provider import check_known
 from hvext.operations import volumes
 from hvext.operations.acts import perform
 
@@ -26,12 +27,15 @@ def remove(arguments: argparse.Namespace) -> int:
 
 def grow(arguments: argparse.Namespace) -> int:
     """Grow a volume."""
+    wished = disk(arguments)
     acts = volumes.grow_acts(
-        provider_host(arguments), disk(arguments), old_size_mib=arguments.size, new_size_mib=arguments.new_size
+        provider_host(arguments), wished, old_size_mib=arguments.size, new_size_mib=arguments.new_size
     )
     perform(acts)
     word = "grown" if acts else "unchanged: it has that size already"
-    return _done(arguments, word, size_mib=arguments.new_size, changed=bool(acts))
+    _done(arguments, word, size_mib=arguments.new_size, changed=bool(acts))
+    print_note(volumes.grown_words(wished, arguments.new_size) if acts else "")
+    return 0
 
 
 def attach(arguments: argparse.Namespace) -> int:
@@ -96,8 +100,11 @@ def snapshot(arguments: argparse.Namespace) -> int:
 def verify(arguments: argparse.Namespace) -> int:
     """Have a provider check parameters; its script is told of no volume."""
     values = parameters(arguments)
+    host = provider_host(arguments)
+    # As all commands do, and with the name that may be meant: a script only says that it has no such parameter.
+    check_known(host.find(arguments.provider), values)
     volume = Volume(name="none", uuid=derived_uuid(arguments.provider, "none"), parameters=values)
-    volumes.verify_parameters(provider_host(arguments), Disk(provider=arguments.provider, volume=volume))
+    volumes.verify_parameters(host, Disk(provider=arguments.provider, volume=volume))
     if arguments.json:
         print_json({"provider": arguments.provider, "state": "verified"})
     else:

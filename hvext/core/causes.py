@@ -24,6 +24,8 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
         "what is on that bus stays until the guest ends: shut it down, then hvext stop. The next time, name a "
         "pcie-root-port with the disk option bus=",
     ),
+    ("file|host_device|host_cdrom", r"No such file", "is the path right? On QEMU's host there is nothing at it"),
+    (".*", r"connect to '/", "nobody listens at that socket: is its server running?"),
     (".*", r"address resolution failed|Name or service not known|resolve host", "is the host's name right?"),
     (".*", r"Unable to access credentials", "QEMU found no certificate or key there, or its user may not read it"),
     ("nbd", r"export not available|not present|export .* unknown", _NAME),

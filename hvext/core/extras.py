@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import sys
 
+from hvext.errors import ProgramError
+
+
+def library_missing(library: str, who: str, extra: str, *packages: str) -> ProgramError:
+    """Return the error of what needs a library that is not installed, with the cure; see `install_words`.
+
+    It is no fault of who typed the command: the same words are right where it is installed.
+    """
+    return ProgramError(f"{library}, which {who}, is not installed", hint=install_words(extra, *packages))
+
 
 def install_words(extra: str, *packages: str) -> str:
     """Return what installs an extra for this very interpreter; ``packages`` are Debian's with the same libraries.

@@ -334,11 +334,22 @@ def _word(name: str, value: object) -> str:
 
 
 def _whole(name: str, value: object) -> int:
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
+    # Whether it may be below 0 is said where its bounds are.
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise InputError(f"{name} must be a whole number; got {value!r}")
+    unit = _unit(name)
+    raise InputError(f"{name} must be a whole number{f' of {unit}, without a unit' if unit else ''}; got {value!r}")
+
+
+def _unit(name: str) -> str:
+    """Return what a limit counts; empty for what is no limit."""
+    if name.endswith("_length"):
+        return "seconds"
+    if name == "iops_size":
+        return "bytes"
+    return {"bps": "bytes a second", "iops": "operations a second"}.get(name.partition("_")[0], "")
 
 
 def _yes(name: str, value: object) -> bool:

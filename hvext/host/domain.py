@@ -27,11 +27,11 @@ from urllib.parse import urlsplit
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from hvext.core.domain import METADATA
-from hvext.core.extras import install_words
+from hvext.core.extras import library_missing
 from hvext.core.secret import Secret
 from hvext.core.uri.nbd_tls import CERTIFICATES
 from hvext.core.value import value_object
-from hvext.errors import CommandRefused, CommandTimeout, DomainError, InputError, LibvirtRefused, MonitorError
+from hvext.errors import CommandRefused, CommandTimeout, DomainError, LibvirtRefused, MonitorError
 
 #: How often a silent connection is asked whether it lives, and how many answers may be missing.
 _ASK_S, _MISSING = 5, 3
@@ -74,8 +74,8 @@ class DomainSecret:
 def connect(uri: str, *, read_only: bool = False) -> Iterator[Connection]:
     """Yield a connection to libvirt at ``uri`` (``qemu:///system``, ``qemu+ssh://HOST/system``, …).
 
-    One that is ``read_only`` can change nothing, needs fewer rights, and asks nobody for a password. Raises InputError
-    when libvirt's library is not installed, MonitorError when nobody answers there.
+    One that is ``read_only`` can change nothing, needs fewer rights, and asks nobody for a password. Raises
+    ProgramError when libvirt's library is not installed, MonitorError when nobody answers there.
     """
     library = _library()
     try:
@@ -125,10 +125,7 @@ def _library() -> Any:
     try:
         import libvirt
     except ModuleNotFoundError as error:
-        raise InputError(
-            "libvirt's Python library, which --connect needs, is not installed",
-            hint=install_words("libvirt", "python3-libvirt"),
-        ) from error
+        raise library_missing("libvirt's Python library", "--connect needs", "libvirt", "python3-libvirt") from error
     # It would print each error, also those that are expected.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     # Before the first connection: one that was opened without it has neither events nor keep-alive.

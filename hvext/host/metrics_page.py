@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hvext.core.extras import install_words
+from hvext.core.extras import library_missing
 from hvext.core.metrics import Family, FamilyKind
 from hvext.errors import HvextError, InputError
 
@@ -37,14 +37,14 @@ Collect = Callable[[], Sequence[Family]]
 
 
 def page(families: Sequence[Family]) -> str:
-    """Return the text of families; raises InputError where the extra is missing."""
+    """Return the text of families; raises ProgramError where the extra is missing."""
     with _extra():
         from prometheus_client import generate_latest
     return generate_latest(_registry(lambda: families)).decode()
 
 
 def write_page(path: str, families: Sequence[Family]) -> None:
-    """Write the text of families to a file, which is there as a whole or as it was; raises InputError, HvextError."""
+    """Write the text of families to a file, which is there as a whole or as it was; raises HvextError."""
     with _extra():
         from prometheus_client import write_to_textfile
     try:
@@ -89,9 +89,7 @@ def _extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name}, which metrics need, is not installed", hint=install_words("metrics")
-        ) from error
+        raise library_missing(str(error.name), "metrics need", "metrics") from error
 
 
 def _registry(collect: Collect) -> CollectorRegistry:

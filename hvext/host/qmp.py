@@ -22,8 +22,10 @@ from typing import Any, cast
 from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, Message, QMPClient, QMPError
 from qemu.qmp.protocol import Runstate, StateError
 
+from hvext.core.file_kind import FileKind
 from hvext.core.secret import Secret
 from hvext.errors import CommandRefused, CommandTimeout, InputError, MonitorError
+from hvext.host.files import file_kind
 
 #: How long a command may take. A command that drains a disk waits for its requests, so this is not short.
 DEFAULT_TIMEOUT_S = 30.0
@@ -290,9 +292,9 @@ async def connect(
             hint="a QMP monitor serves one client at a time: is another program connected? Give hvext its own monitor",
         ) from error
     except (ConnectError, QMPError, OSError) as error:
+        words = _no_socket(address) or _words(error)
         raise MonitorError(
-            f"cannot connect to the QMP monitor at {address}: {_words(error)}",
-            hint=_ADVICE.get(_words(error), _NO_MONITOR),
+            f"cannot connect to the QMP monitor at {address}: {words}", hint=_ADVICE.get(words, _NO_MONITOR)
         ) from error
     owner = None if pid is None else _owner(pid)
     monitor = Monitor(client, address, timeout_s, owner, pid)
@@ -371,6 +373,12 @@ async def _connected(path: str) -> socket.socket:
 def _give_up(answer: asyncio.Future[Message]) -> None:
     if not answer.done():
         answer.set_exception(TimeoutError())
+
+
+def _no_socket(address: str) -> str:
+    """Return in words what is at an address that is no socket; the kernel only says that it refuses the connection."""
+    kind = file_kind(address)
+    return "" if kind in (FileKind.SOCKET, FileKind.MISSING, FileKind.UNREADABLE) else f"this is {kind}, and no socket"
 
 
 def _owner(pid: int) -> int | None:

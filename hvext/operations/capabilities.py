@@ -114,14 +114,21 @@ def binary_capabilities(qemu: str = DEFAULT_QEMU) -> Capabilities:
     except (ProgramError, MonitorError) as error:
         # The report names logs, which are gone by now.
         *_, last = (line for line in error.message.splitlines() if line.strip() and not line.startswith("--- "))
+        # What printed nothing has its state there, which stands in parentheses behind its command line.
         raise ProgramError(
-            f"{found} does not say what it can do: {last.strip()}", hint=error.hint or "is it a QEMU system emulator?"
+            f"{found} does not say what it can do: {_bare(last.strip())}",
+            hint=error.hint or "is it a QEMU system emulator?",
         ) from error
     folders = _module_folders(files)
     # Where no folder is known, nobody would notice that the missing modules were installed.
     if folders or not capabilities.unloadable:
         cache.keep(name, capabilities.to_json(), {binary, *files, *folders})
     return capabilities
+
+
+def _bare(words: str) -> str:
+    """Return words without the parentheses around all of them."""
+    return words[1:-1] if words.startswith("(") and words.find(")") == len(words) - 1 else words
 
 
 async def _properties(monitor: Monitor, kind: str) -> frozenset[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid as uuid_module
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
@@ -84,6 +85,12 @@ def users_of(disk: Disk, records: Mapping[str, VmRecord], *, but: str) -> list[s
         and (record.process is None or is_alive(record.process))
         and any(same_storage(disk, other.disk) for other in record.disks.values())
     ]
+
+
+def record_with(uuid: uuid_module.UUID, records: Mapping[str, VmRecord]) -> VmRecord | None:
+    """Return the record of a VM that has the disk with this uuid; one that runs goes before one that has ended."""
+    having = [record for record in records.values() if uuid in record.disks]
+    return next((record for record in having if runs(record)), having[0] if having else None)
 
 
 def check_twin(disk: Disk, vm: str, there: Iterable[Disk]) -> None:

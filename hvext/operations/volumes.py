@@ -6,6 +6,7 @@ speak against it before any script runs.
 
 from __future__ import annotations
 
+import uuid as uuid_module
 from collections.abc import Sequence
 
 from hvext.core.disk import Disk
@@ -13,15 +14,15 @@ from hvext.core.provider import Action
 from hvext.core.record import VmRecord, namesakes
 from hvext.core.value import value_object
 from hvext.core.volume import check_size_mib
-from hvext.errors import InputError, VolumeInUse
+from hvext.errors import InputError, JournalError, VolumeInUse
 from hvext.host.journal import JournalFolder
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.operations import attachments
 from hvext.operations.acts import Act
 from hvext.operations.attachments import Attached
-from hvext.operations.journal import forget_ended, owners_of, read_records, runs, users_of
-from hvext.operations.records import same_storage
+from hvext.operations.journal import Journal, forget_ended, owners_of, read_records, runs, users_of
+from hvext.operations.records import record_with, same_storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,6 +148,48 @@ def grow_acts(
     )
 
 
+def grown_words(disk: Disk, new_size_mib: int) -> str:
+    """Return what finishes the growth of a volume that running VMs of this host have; empty where none has it.
+
+    The volume has grown by then: a journal that cannot be read is no failure of that.
+    """
+    try:
+        running = _running()
+    except JournalError:
+        return ""
+    return "; ".join(
+        f"the guest of VM {record.name} still sees the old size of {_words(disk)}: "
+        f"{_resize_words(record, uuid)} --new-size {new_size_mib} finishes it"
+        for record in running.values()
+        for uuid, known in record.disks.items()
+        if same_storage(disk, known.disk)
+    )
+
+
+def _resize_words(record: VmRecord, uuid: uuid_module.UUID) -> str:
+    import shlex
+
+    # It loads all that talks to a guest.
+    from hvext.operations.reach import LIBVIRT
+
+    address = record.monitors[0] if record.monitors else "SOCKET"
+    where = ["--qmp", address]
+    if address.startswith(LIBVIRT):
+        uri, _blank, name = address.removeprefix(LIBVIRT).partition(" ")
+        where = ["--connect", uri, "--domain", name]
+    return shlex.join(["hvext", "resize", *where, "--disk-uuid", str(uuid)])
+
+
+def known_disk(uuid: uuid_module.UUID) -> Disk | None:
+    """Return a disk that a VM of this host has, with all its parameters; None for one that the journal has not.
+
+    Raises JournalError when its secret parameters are not on this host any more.
+    """
+    folder = JournalFolder()
+    record = record_with(uuid, read_records(folder))
+    return None if record is None else Journal(folder, record.name).whole(uuid)
+
+
 def grow_volume(
     host: ProviderHost, disk: Disk, *, old_size_mib: int, new_size_mib: int, cancel: Cancel | None = None
 ) -> Grown:
@@ -168,13 +211,13 @@ def set_volume_info(host: ProviderHost, disk: Disk, metadata: str) -> None:
 
 
 def snapshot_acts(host: ProviderHost, disk: Disk, name: str, size_mib: int) -> list[Act]:
-    """Return what takes a snapshot; no action removes one. Raises ProviderError when the provider cannot."""
+    """Return what takes a snapshot, a volume like any other; raises ProviderError when the provider cannot."""
     return _script(
         host,
         disk,
         Action.SNAPSHOT,
         f"take snapshot {name} of {_words(disk)}",
-        one_way=True,
+        inverse=f"remove {disk.provider}/{name}",
         snapshot_name=name,
         snapshot_size_mib=size_mib,
     )

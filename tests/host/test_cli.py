@@ -37,6 +37,7 @@ COMMANDS = (
     *("metrics", "top", "report", "completion", "resume"),
 )
 SOON_S = 60.0
+NO_DISK = "00000000-1111-4222-8333-444444444444"
 RBD_AND_PATH = "/dev/rbd0\nkvm:rbd:pool/image\nxen-pvm:phy:x\n"
 
 
@@ -287,8 +288,15 @@ def test_a_path_is_shown_as_plug_names_it_whatever_qemu_opens_it_as() -> None:
         (["explain", "/"], "cannot read /: Is a directory"),
         (["args"], "no disks are given"),
         (["args", "--disk", "provider=sample,volum=v"], "a disk needs volume=; did you mean it by 'volum'?"),
-        (["sanity", "samplle"], "there is no provider 'samplle'; did you mean sample?"),
         (["attach", "sample", "v", "-p", "dri=/x"], "no parameter 'dri'; did you mean dir?"),
+        (["verify", "sample", "-p", "dri=/x"], "no parameter 'dri'; did you mean dir?"),
+        (["verify", "sample", "-p", "foo=x"], "hint: its parameters.list has: dir, "),
+        (["resize", "--qmp", "x", "sample", "v", "--new-size", "1G"], "numbers of MiB (1024 for 1G); got '1G'"),
+        (["resize", "--qmp", "x", "sample", "v", "--new-size", "9", "--size", "big"], "sizes are whole numbers of MiB"),
+        (["resize", "--qmp", "x", "--new-size", "9"], "name the disk by PROVIDER and VOLUME, or by --disk-uuid"),
+        (["resize", "--qmp", "x", "--new-size", "9", "--disk-uuid", NO_DISK], "hint: the provider grows the volume"),
+        (["repoint", "--qmp", "x", "--disk-uuid", NO_DISK, "--to", ""], "--to is empty: it takes a URI or an absolute"),
+        (["repoint", "--qmp", "x", "--disk-uuid", NO_DISK, "--to", "-"], "no location on standard input"),
         (["audit", "--connect", "x"], "hint: libvirt's guests are in the journal too: --vm NAME names one"),
         (["resume", "--connect=x"], "then virsh -c URI resume NAME"),
     ],
@@ -303,7 +311,18 @@ def test_a_wrong_command_or_value_ends_with_2_and_says_what_is_wrong(words: list
     ("words", "line"),
     [
         (["audit", "--qmp-timeout", "x"], "argument --qmp-timeout: must be a number of seconds above 0; got 'x'"),
-        (["plug", "--qmp", "x", "sample", "v", "--conect"], "unrecognized arguments: --conect"),
+        (
+            ["plug", "--qmp", "x", "sample", "v", "--conect"],
+            "unrecognized arguments: --conect; did you mean --connect?",
+        ),
+        (["plug", "--qmpp", "x"], "unrecognized arguments: --qmpp; did you mean --qmp?"),
+        (
+            ["resize", "--qmp", "x", "a", "b", "--newsize=9"],
+            "unrecognized arguments: --newsize; did you mean --new-size?",
+        ),
+        (["create", "sample", "v"], "the following arguments are required: --size"),
+        (["plug", "--verb"], "one of the arguments --qmp --connect is required"),
+        (["grow", "--size", "1", "--new-s", "2", "--", "--v"], "the following arguments are required: VOLUME"),
         (["audit", "--conect", "y"], "unrecognized arguments: --conect y"),
     ],
 )
@@ -317,6 +336,17 @@ def test_a_failure_ends_with_1_and_a_hint_on_standard_error(tmp_path: Path) -> N
     assert result.out == ""
     hint = f"looked for its directory in {tmp_path}; --search-path DIR looks in another"
     assert result.err == f"hvext: there is no provider 'nonesuch'\nhint: {hint}\n"
+
+
+@pytest.mark.parametrize(
+    "words", [["provider", "samplle"], ["create", "samplle", "v", "--size", "1"], ["sanity", "samplle"]]
+)
+def test_a_provider_that_is_not_on_this_host_is_a_failure_of_all_commands_alike(words: list[str]) -> None:
+    error = hvext(*words, "--json", status=1).error
+    assert (error["type"], error["message"]) == (
+        "ProviderNotFound",
+        "there is no provider 'samplle'; did you mean sample?",
+    )
 
 
 def test_errors_are_json_where_json_was_asked_for(tmp_path: Path) -> None:
@@ -471,6 +501,12 @@ def test_one_provider_is_shown_or_all_that_is_wrong_with_it(tmp_path: Path) -> N
 def test_no_providers_at_all_are_an_empty_list(tmp_path: Path) -> None:
     assert hvext("providers", "--search-path", str(tmp_path), "--json").json == []
     assert hvext("providers", "--search-path", str(tmp_path), status=0).out == f"no providers in {tmp_path}\n"
+
+
+def test_a_folder_of_the_search_path_that_is_not_there_is_said(tmp_path: Path) -> None:
+    done = hvext("providers", "--search-path", f"{tmp_path}:{tmp_path}/nope", status=0)
+    assert done.err == f"warning: there is no folder {tmp_path}/nope\n"
+    assert hvext("providers", status=0).err == ""
 
 
 def test_a_relative_search_path_works(tmp_path: Path) -> None:
@@ -759,6 +795,14 @@ def test_a_monitor_that_nobody_listens_at_is_named(short: Path) -> None:
         server.bind(f"{short}/dead")
     error = hvext("disks", "--qmp", f"{short}/dead", "--json", status=1).error
     assert (error["type"], "Connection refused" in error["message"]) == ("MonitorError", True)
+
+
+@pytest.mark.parametrize("command", [["disks"], ["plug", "sample", "v"]])
+def test_a_folder_and_a_file_are_told_from_a_socket_that_nobody_listens_at(short: Path, command: list[str]) -> None:
+    (short / "file").write_text("")
+    for path, kind in ((short, "a directory"), (short / "file", "a regular file")):
+        error = hvext(*command, "--qmp", str(path), "--json", status=1).error
+        assert error["message"] == f"cannot connect to the QMP monitor at {path}: this is {kind}, and no socket"
 
 
 @pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.2\r\n", b'{"not": "QMP"}\n', b"\xff\xff\n", b"[]\n", b"\n"])

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from hvext.cli import main
 from hvext.cli.completion import NAMED_VALUES, NAMES, completion_script
 from hvext.core.options import Cache, DiskOptions, option_names
-from hvext.errors import InputError
+from hvext.errors import ProgramError
 from tests.conftest import need
 from tests.providers import write_provider
 
@@ -178,6 +179,7 @@ def test_what_is_completed_of_a_disk_option_is_taken() -> None:
 
 def test_without_the_library_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(ProgramError, match="shtab, which hvext completion needs, is not installed") as caught:
         completion_script("bash")
     assert "hvext[completion]" in caught.value.hint
+    assert main(["completion", "bash"]) == 1, "the command itself is right"

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from hvext.cli import main
 from hvext.core.metrics import Family, FamilyKind, Sample, counter
 from hvext.errors import HvextError, InputError
 from hvext.host.metrics_page import page, serving, write_page
@@ -86,6 +88,18 @@ def test_a_client_that_says_nothing_keeps_no_other_waiting() -> None:
 def test_what_is_no_address_is_refused_as_wrong(address: str) -> None:
     with pytest.raises(InputError, match="cannot be served at"), serving(address, lambda: FAMILIES):
         pass
+
+
+def test_a_library_that_is_missing_is_no_wrong_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.setitem(sys.modules, "prometheus_client.registry", None)
+    monkeypatch.setitem(sys.modules, "prometheus_client.exposition", None)
+    assert main(["metrics"]) == 1
+    said = capsys.readouterr().err
+    assert ", which metrics need, is not installed" in said
+    assert "hvext[metrics]" in said
 
 
 def test_a_file_in_the_way_stays_as_it_is(tmp_path: Path) -> None:

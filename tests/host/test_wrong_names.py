@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import os
+import re
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -97,6 +99,105 @@ def test_a_volume_that_the_guest_has_not_is_said_to_be_anothers_or_nobodys(host:
         # Of a monitor that no VM had, nothing is known.
         assert "-chardev" in host.run("unplug", "nobody", "fake", "v1")[2]
         assert host.run("recover", "")[0] == 0
+
+
+MIB = 1 << 20
+SCSI = ("-o", "device=scsi-hd")
+
+
+@pytest.fixture
+def growing(host: Host) -> Path:
+    """The image of a provider whose volumes can be made larger, and moved to a copy of it."""
+    image = host.folder / "growing"
+    for path in (image, host.folder / "copy"):
+        path.write_bytes(b"")
+        os.truncate(path, 4 * MIB)
+    scripts = {
+        "attach": f"printf '\\nkvm:file:{image}\\n'",
+        "grow": f'[ "$EXTP_POOL" = a ] && truncate -s "${{VOL_NEW_SIZE}}M" {image}',
+    }
+    write_provider(host.folder / "providers", "pools", scripts, "pool where it is\n")
+    return image
+
+
+def test_a_result_begins_with_the_volume_as_it_was_typed_and_has_the_device_behind_it(
+    host: Host, growing: Path
+) -> None:
+    volume = ("pools", "v1", "-p", "pool=a")
+    with host.start("web1"):
+        status, out, _ = host.run("plug", "web1", *volume, *SCSI)
+        found = re.match(r"pools/v1: plugged as (hv-\S+), userspace ", out)
+        assert (status, found is not None) == (0, True), out
+        assert found is not None
+        began = f"pools/v1 ({found[1]}): "
+        uuid = ("--disk-uuid", json.loads(host.run("disks", "web1", "--json")[1])[0]["uuid"])
+        assert host.run("plug", "web1", *volume, *SCSI)[1].startswith("pools/v1: unchanged as hv-")
+        copy = f"file:{host.folder}/copy"
+        assert host.run("repoint", "web1", *volume, "--to", copy)[1].startswith(f"{began}moved from ")
+        # What the journal knows of the disk, nobody has to type.
+        assert host.run("repoint", "web1", *uuid, "--to", copy)[1].startswith(f"{began}unchanged, ")
+        assert host.run("repoint", "web1", *uuid, "--to", f"file:{growing}")[1].startswith(f"{began}moved from ")
+        assert host.run("resize", "web1", *volume, "--new-size", "8")[1] == f"{began}grown from 4 MiB to 8 MiB\n"
+        assert host.run("resize", "web1", *volume, "--new-size", "8")[1] == f"{began}unchanged, it has 8 MiB already\n"
+        assert host.run("unplug", "web1", *uuid)[1] == f"{began}unplugged\n"
+        assert host.run("plug", "web1", *volume, *SCSI)[0] == 0
+        assert host.run("unplug", "web1", *volume)[1] == f"{began}unplugged, volume detached\n"
+        assert host.run("unplug", "web1", *volume)[1] == f"{began}absent\n"
+        # Of one that nobody wrote down, there is the device alone.
+        assert host.run("unplug", "web1", *uuid)[1] == f"{found[1]}: absent\n"
+        several = host.run("plug", "web1", "--disk", "provider=pools,volume=v2,param.pool=a,device=scsi-hd")
+        assert several[1].startswith("pools/v2: plugged as hv-")
+
+
+def test_a_disk_is_grown_by_its_uuid_with_the_parameters_that_it_was_plugged_with(host: Host, growing: Path) -> None:
+    with host.start("web1"):
+        assert host.run("plug", "web1", "pools", "v1", "-p", "pool=a", *SCSI)[0] == 0
+        uuid = ("--disk-uuid", json.loads(host.run("disks", "web1", "--json")[1])[0]["uuid"])
+        planned = host.run("resize", "web1", *uuid, "--new-size", "8", "--dry-run")
+        assert (planned[0], "grow pools/v1 to 8 MiB" in planned[1]) == (0, True), planned
+        assert growing.stat().st_size == 4 * MIB
+        grown = host.run("resize", "web1", *uuid, "--new-size", "8")
+        assert (grown[0], "grown from 4 MiB to 8 MiB" in grown[1]) == (0, True), grown
+        assert growing.stat().st_size == 8 * MIB
+
+
+def test_who_grows_the_volume_of_a_guest_is_told_what_shows_it_the_new_size(host: Host, growing: Path) -> None:
+    sizes = ("pools", "v1", "-p", "pool=a", "--size", "4", "--new-size", "8")
+    with host.start("web1"):
+        assert host.run("plug", "web1", "pools", "v1", "-p", "pool=a", *SCSI)[0] == 0
+        status, out, err = host.run("grow", "", *sizes)
+        assert (status, out) == (0, "pools/v1: grown\n")
+        said = "note: the guest of VM web1 still sees the old size of pools/v1: "
+        assert err.startswith(said)
+        assert err.endswith(" finishes it\n")
+        assert growing.stat().st_size == 8 * MIB
+        # The words that are printed are those that do it.
+        command, *words = shlex.split(err.removeprefix(said).removesuffix(" finishes it\n"))[1:]
+        done = host.run(command, "", *words)
+        assert (done[0], "grown from 4 MiB to 8 MiB" in done[1]) == (0, True), done
+        assert (
+            "old size" not in host.run("grow", "", "pools", "v1", "-p", "pool=b", "--size", "4", "--new-size", "4")[2]
+        )
+    assert host.run("recover", "")[0] == 0
+    assert host.run("grow", "", *sizes)[2] == "", "a guest that has ended sees nothing"
+
+
+def test_a_disk_that_the_guest_has_under_other_parameters_is_said_to_be_that(host: Host, growing: Path) -> None:
+    commands = (
+        ("resize", "--new-size", "8"),
+        ("repoint", "--to", f"file:{growing}"),
+        ("repoint", "--access", "userspace"),
+    )
+    with host.start("web1"):
+        assert host.run("plug", "web1", "pools", "v1", "-p", "pool=a", *SCSI)[0] == 0
+        for command, *words in commands:
+            for dry in ((), ("--dry-run",)):
+                status, _out, err = host.run(command, "web1", "pools", "v1", *words, *dry)
+                assert (status, "the guest has no disk pools/v1 (" in err) == (1, True), err
+                assert "hint: VM web1 has pools/v1 with other parameters (pool=a)" in err, (command, dry)
+            err = host.run(command, "web1", "pools", "nosuch", *words)[2]
+            assert "the guest has no disk pools/nosuch (" in err
+            assert "no VM of this host has pools/nosuch, as far as its journal knows: are its name and -p right?" in err
 
 
 def test_a_list_of_disks_of_no_guest_is_told_which_commands_find_the_guests_themselves(host: Host) -> None:

@@ -50,7 +50,7 @@ MEASURING = (
     ),
     Session(
         name="what hvext costs",
-        blocks=(("docs/control-plane.md", ".venv/bin/python"),),
+        blocks=(("docs/control-plane.md", "scripts/bench-control"),),
         ground='cd "$ROOT"\n',
         # The first of them takes a quarter of an hour.
         stands_for={"scripts/bench-control  ": "scripts/bench-control --quick --only single --only startup "},

@@ -44,7 +44,7 @@ WITH_CEPH = (
         answers=True,
         says=(
             "cure: .*setfacl -m u:libvirt-qemu:r",
-            "web1: plugged as .* userspace rbd:",
+            "rbd/web1: plugged as .* userspace rbd:",
             "grown from 10240 MiB to 20480 MiB",
             "virtual size: 20 GiB",
         ),
@@ -92,7 +92,7 @@ WITH_ISCSI = (
             "volume=vol1,secret": "volume=vol3,secret",
             "hvfqkl4rznt5k7nfpki4hutihjyi-00-password": '"$name"',
         },
-        says=("vol1: plugged as .* userspace iscsi:", "unplugged, volume detached"),
+        says=("san/vol1: plugged as .* userspace iscsi:", "unplugged, volume detached"),
         after="virsh -q -c qemu:///system secret-list | grep -q password\n",
     ),
 )

@@ -18,7 +18,7 @@ from hvext.bench.result import Level, MeasuredAccess, Result
 from hvext.bench.terminal import print_comparison, print_result
 from hvext.bench.tune import AS_GIVEN, choose
 from hvext.bench.verdict import Recommendation, judge, recommended
-from hvext.errors import InputError
+from hvext.errors import ProgramError
 from tests.benching import BLOCK, NBD, VHOST, WORKLOADS, Change, benchmark, chances
 
 GUEST = ((Level.HOST, ""), (Level.GUEST, "virtio-blk-pci"))
@@ -266,7 +266,7 @@ def test_a_verdict_is_json_and_says_the_same() -> None:
 def test_a_missing_library_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("scipy", "scipy.special", "scipy.stats"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=r"scipy\S* .*not installed") as caught:
+    with pytest.raises(ProgramError, match=r"scipy\S* .*not installed") as caught:
         judge(benchmark(chances(16), workloads=WORKLOADS[:1]))
     assert " -m pip install 'hvext[bench]'" in caught.value.hint
     assert "python3-scipy python3-matplotlib python3-rich" in caught.value.hint

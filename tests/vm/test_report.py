@@ -80,7 +80,9 @@ def test_a_report_without_a_vm_says_so_and_wrong_words_write_nothing(
 ) -> None:
     monkeypatch.setenv("HVEXT_STATE_DIR", str(tmp_path / "state"))
     page = tmp_path / "page.html"
-    assert hvext("report", "--html", page).returncode == 0
+    done = hvext("report", "--html", page)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.splitlines()[-1] == f"the page is in {page}"
     assert "No VM of this host has a disk" in page.read_text()
     page.unlink()
     for words, complaint in (

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from hvext.cli.arguments import disk, provider_host, secret_files
 from hvext.cli.dry_run.show import show, show_all
-from hvext.cli.guest import check_alone, check_place, check_without_libvirt, names_volume
+from hvext.cli.guest import (
+    absence_told,
+    check_alone,
+    check_place,
+    check_without_libvirt,
+    disk_to_grow,
+    given_place,
+    names_volume,
+)
 from hvext.cli.start import given_disks
 from hvext.core.disk import Disk, parse_uuid
 from hvext.core.identity import DiskNames
@@ -65,23 +72,22 @@ def repoint(arguments: argparse.Namespace) -> int:
         raise InputError("--access needs PROVIDER and VOLUME, to ask the provider what it offers")
     names = wished.names if wished else DiskNames(parse_uuid(arguments.disk_uuid))
     location = _location(arguments, wished)
-    if arguments.connect is not None:
-        from hvext.cli.dry_run import domain
+    with absence_told(wished):
+        if arguments.connect is not None:
+            from hvext.cli.dry_run import domain
 
-        return show(arguments, domain.repoint(arguments, names, location, wished))
-    if location is not None:
-        return show(arguments, asked(arguments, lambda guest: guest.repoint(names, location)))
-    assert wished is not None  # noqa: S101
-    return show(arguments, asked(arguments, lambda guest: guest.repoint_to_offered(wished)))
+            return show(arguments, domain.repoint(arguments, names, location, wished))
+        if location is not None:
+            return show(arguments, asked(arguments, lambda guest: guest.repoint(names, location)))
+        assert wished is not None  # noqa: S101
+        return show(arguments, asked(arguments, lambda guest: guest.repoint_to_offered(wished)))
 
 
 def _location(arguments: argparse.Namespace, wished: Disk | None) -> Location | None:
     """Return where the disk is to be moved; None for what the provider is to say."""
     if arguments.to is None:
         return None
-    text = sys.stdin.read().strip() if arguments.to == "-" else arguments.to
-    if text == "":
-        raise InputError("there is no location on standard input")
+    text = str(given_place(arguments))
     if wished is None:
         secrets = attachments.secrets_in_files(secret_files(arguments))
     else:
@@ -91,12 +97,13 @@ def _location(arguments: argparse.Namespace, wished: Disk | None) -> Location | 
 
 def resize(arguments: argparse.Namespace) -> int:
     """Print what ``hvext resize`` would do."""
-    wished, size_mib, old_mib = disk(arguments), arguments.new_size, arguments.size
-    if arguments.connect is not None:
-        from hvext.cli.dry_run import domain
+    wished, size_mib, old_mib = disk_to_grow(arguments), arguments.new_size, arguments.size
+    with absence_told(wished):
+        if arguments.connect is not None:
+            from hvext.cli.dry_run import domain
 
-        return show(arguments, domain.resize(arguments, wished, size_mib, old_size_mib=old_mib))
-    return show(arguments, asked(arguments, lambda guest: guest.resize(wished, size_mib, old_size_mib=old_mib)))
+            return show(arguments, domain.resize(arguments, wished, size_mib, old_size_mib=old_mib))
+        return show(arguments, asked(arguments, lambda guest: guest.resize(wished, size_mib, old_size_mib=old_mib)))
 
 
 def _named(arguments: argparse.Namespace) -> Disk:

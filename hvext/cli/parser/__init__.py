@@ -35,8 +35,12 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line with a hint, and JSON where JSON was asked for."""
 
     _connects = False
+    _words: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
+        if "required" in message and (unknown := self._unknown_options()):
+            # Most often it is one of these that was to be the one that is missing.
+            message = self._unrecognized(unknown)
         message = _with_the_word_meant(message)
         instead = _WITHOUT_CONNECT.get(self.prog.removeprefix("hvext "), "") if self._connects else ""
         hint = f"{instead}; {self.prog} --help" if instead else f"{self.prog} --help"
@@ -46,9 +50,7 @@ class _Parser(argparse.ArgumentParser):
             value = {"error": {"type": "UsageError", "message": message, "hint": hint}}
             print(json.dumps(value, ensure_ascii=False), file=sys.stderr)
             self.exit(2)
-        if "required:" in message:
-            # Where words are wrong, the whole usage would hide the one line that says which.
-            self.print_usage(sys.stderr)
+        # No usage: it would hide the one line that says what is wrong.
         self.exit(2, f"{self.prog}: error: {message}\nhint: {hint}\n")
 
     def parse_known_args(  # type: ignore[override]
@@ -58,11 +60,28 @@ class _Parser(argparse.ArgumentParser):
 
         argparse leaves them to the parser of all commands.
         """
-        self._connects = any(word.partition("=")[0] == "--connect" for word in args or ())
+        self._words = args or ()
+        self._connects = any(word.partition("=")[0] == "--connect" for word in self._words)
         known, rest = super().parse_known_args(args, namespace)
         if rest:
-            self.error(f"unrecognized arguments: {' '.join(rest)}")
+            self.error(self._unrecognized(rest))
         return known, rest
+
+    def _unknown_options(self) -> list[str]:
+        """Return the words that look like options and are none of this command's, nor the beginning of one."""
+        before_names = list(self._words)
+        if "--" in before_names:
+            del before_names[before_names.index("--") :]
+        names = [word.partition("=")[0] for word in before_names if word.startswith("--")]
+        return [name for name in names if not any(each.startswith(name) for each in self._option_string_actions)]
+
+    def _unrecognized(self, words: Sequence[str]) -> str:
+        """Return the complaint about words that the command does not know, with the option that the first may mean."""
+        from hvext.core.text import meant
+
+        first = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        return f"unrecognized arguments: {' '.join(words)}{meant(first, options) if first else ''}"
 
 
 def _with_the_word_meant(message: str) -> str:

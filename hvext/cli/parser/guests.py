@@ -19,8 +19,8 @@ from hvext.cli.parser.shared import (
     scripts,
     seconds,
     several_disks,
+    size_mib,
     vm_name,
-    volume,
     withheld,
 )
 
@@ -53,10 +53,13 @@ def guest_commands(command: Command) -> None:
     )
     resize = command(
         "resize", "guest:resize", "grow a disk of a running guest, and its volume",
-        guest, volume, scripts, dry_run, as_json,
+        guest, optional_volume, scripts, dry_run, as_json,
+        epilog="Without PROVIDER and VOLUME, --disk-uuid names a disk that is in the journal, with all its parameters.",
     )  # fmt: skip
-    resize.add_argument("--new-size", type=int, required=True, metavar="MIB")
-    resize.add_argument("--size", type=int, metavar="MIB", help="the volume's size now (default: what the guest sees)")
+    resize.add_argument("--new-size", type=size_mib, required=True, metavar="MIB", help="in MiB: 1024 is 1 GiB")
+    resize.add_argument(
+        "--size", type=size_mib, metavar="MIB", help="the volume's size now (default: what the guest sees)"
+    )
     command(
         "resume", "resume:resume", "let a guest run again that an I/O error, or full storage, has stopped",
         monitor, log, dry_run, as_json,

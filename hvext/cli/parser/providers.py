@@ -51,7 +51,8 @@ def sanity_command(command: Command) -> None:
         "sanity", "sanity:sanity", "run a provider through the whole contract, on throw-away volumes",
         parameters, scripts, as_json,
         epilog="Volumes have names of their own, and no other is touched; they are removed, also after Ctrl-C. Exit\n"
-        f"status: 0 all passed, 1 a check failed, 2 wrong use. {page('sanity')} says what is checked.",
+        "status: 0 all passed, 1 a check failed or there is no such provider, 2 wrong use.\n"
+        f"{page('sanity')} says what is checked.",
     )  # fmt: skip
     sanity.add_argument("provider", metavar="PROVIDER", nargs="?")
     sanity.add_argument("--level", choices=("contract", "data", "stress"), default="data", help="default: %(default)s")

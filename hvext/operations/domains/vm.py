@@ -297,7 +297,7 @@ async def open_domain_async(
 
     ``name`` is the VM's in the journal (default: the domain's), ``state`` the journal's folder. What other than that
     waits in ``open_vm_async`` has no time limits here: libvirt has its own. Raises MonitorError, DomainError,
-    JournalError, and InputError without libvirt's library.
+    JournalError, and ProgramError without libvirt's library.
     """
     with contextlib.ExitStack() as stack:
         handle, pid, views = await in_thread(lambda _cancel: _open(stack, uri, domain))
