@@ -6,6 +6,7 @@ import argparse
 
 from hvext.cli.arguments import provider_host
 from hvext.cli.output import print_hint, print_json, print_note, print_table, reporter
+from hvext.core.identity import parse_uuid
 from hvext.host import interrupts
 from hvext.host.journal import JournalFolder
 from hvext.operations import audit as auditing
@@ -21,17 +22,20 @@ def audit(arguments: argparse.Namespace) -> int:
     findings = interrupts.run(
         auditing.audit(monitors=arguments.qmp, names=arguments.vm, timeout_s=arguments.qmp_timeout)
     )
+    folder = JournalFolder()
+    note = "" if arguments.qmp else where_looked(folder)
     if arguments.json:
         print_json([finding.to_json() for finding in findings])
     elif not findings:
-        print("nothing is left over, and nothing is unfinished")
+        # What another journal has is not known.
+        where = f"in this journal ({folder.path}) " if note else ""
+        print(f"{where}nothing is left over, and nothing is unfinished")
     else:
         rows = [[finding.vm or "-", str(finding.kind), str(finding.uuid or "-"), finding.words] for finding in findings]
         print_table(("VM", "WHAT", "DISK", "IN WORDS"), rows)
         if any(finding.recovers for finding in findings):
             print_hint("hvext recover finishes or undoes what was left")
-    if not arguments.qmp:
-        print_note(where_looked(JournalFolder()))
+    print_note(note)
     return 0 if all(finding.harmless for finding in findings) else 1
 
 
@@ -44,6 +48,7 @@ def recover(arguments: argparse.Namespace) -> int:
             monitors=arguments.qmp,
             names=arguments.vm,
             gone=arguments.gone,
+            forget=[parse_uuid(each) for each in arguments.forget],
             timeout_s=arguments.qmp_timeout,
             report=reporter(verbose=arguments.verbose),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid as uuid_module
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from enum import StrEnum
 
 from hvext.core.audit import left_files, was_sent
@@ -17,7 +17,7 @@ from hvext.core.disk import Disk
 from hvext.core.record import DiskRecord, Intent, Operation, VmRecord
 from hvext.core.running import RunningDisk
 from hvext.core.value import replace, value_object
-from hvext.errors import HvextError, OperationFailed, ScriptFailed
+from hvext.errors import HvextError, OperationFailed, ProviderNotFound, ScriptFailed
 from hvext.host.journal import JournalFolder
 from hvext.host.private import private_files, remove_private
 from hvext.host.proc import is_alive
@@ -34,7 +34,7 @@ from hvext.operations.steps import Report, Step, carry_out, may_have_done, silen
 from hvext.operations.telling import telling
 from hvext.operations.threads import in_thread
 from hvext.operations.unplug import DEFAULT_TIMEOUT_S as UNPLUG_S
-from hvext.operations.unplug import UnplugState, detach_step, unplug_and_detach
+from hvext.operations.unplug import UnplugState, detach_step, forget_words, unplug_and_detach
 from hvext.operations.vm import AsyncVm, open_vm_async
 
 
@@ -74,12 +74,14 @@ async def recover(
     monitors: Sequence[str] = (),
     names: Sequence[str] = (),
     gone: Sequence[str] = (),
+    forget: Collection[uuid_module.UUID] = (),
     timeout_s: float = DEFAULT_TIMEOUT_S,
     report: Report = silent,
 ) -> list[Recovered]:
     """Finish or undo what is left, on this host or in the VMs called ``names`` or at ``monitors``.
 
-    ``gone`` are names of VMs whose QEMU the caller knows to have ended, or never to have started. What could not be
+    ``gone`` are names of VMs whose QEMU the caller knows to have ended, or never to have started. The volume of a disk
+    to ``forget`` that no QEMU has stays as it is: its provider is gone for good. What could not be
     done is LEFT, with the reason; everything else is tried all the same. Raises JournalError, and MonitorError for one
     of ``monitors``.
     """
@@ -92,16 +94,18 @@ async def recover(
         async with open_vm_async(
             address, host=host, timeout_s=timeout_s, connect_timeout_s=CONNECT_S, report=report, state=str(folder.path)
         ) as vm:
-            done += [item async for item in recover_vm(vm, in_use)]
+            done += [item async for item in recover_vm(vm, in_use, forget)]
             seen.add(vm.journal.name)
     for record in read_records(folder).values():
         if record.name in seen or not (everything or record.name in (*names, *gone)):
             continue
         # libvirt's domains go on having the disks that they are configured with.
         if (has_ended(record) and not is_domain(record)) or record.name in gone:
-            done += [item async for item in _recover_ended(record, host, folder, report, gone=record.name in gone)]
+            done += [
+                item async for item in _recover_ended(record, host, folder, report, forget, gone=record.name in gone)
+            ]
         else:
-            done += await _recover_reachable(record, host, folder, timeout_s, report, in_use)
+            done += await _recover_reachable(record, host, folder, timeout_s, report, in_use, forget)
     if everything:
         broken = broken_records(folder)
         done += [Recovered(vm="", outcome=Outcome.LEFT, words=error.message, hint=error.hint) for error in broken]
@@ -117,6 +121,7 @@ async def _recover_reachable(
     timeout_s: float,
     report: Report,
     in_use: set[uuid_module.UUID],
+    forget: Collection[uuid_module.UUID],
 ) -> list[Recovered]:
     if is_domain(record):
         # Only where there are such: it loads all that works with libvirt.
@@ -125,15 +130,20 @@ async def _recover_reachable(
         return await recover_domain(record, host, folder, report)
     try:
         async with reach(record, folder=folder, host=host, timeout_s=timeout_s, report=report) as vm:
-            return [item async for item in recover_vm(vm, in_use)]
+            return [item async for item in recover_vm(vm, in_use, forget)]
     except HvextError as error:
         if record.process is None:
-            return [item async for item in _recover_start(record, host, folder, report, error)]
+            return [item async for item in _recover_start(record, host, folder, report, forget, error)]
         return [Recovered(vm=record.name, outcome=Outcome.LEFT, words=error.message, hint=error.hint)]
 
 
-async def recover_vm(vm: AsyncVm, in_use: set[uuid_module.UUID] | None = None) -> AsyncIterator[Recovered]:
-    """Finish or undo what is left in one VM whose QEMU runs; the disks that its guest has are added to ``in_use``."""
+async def recover_vm(
+    vm: AsyncVm, in_use: set[uuid_module.UUID] | None = None, forget: Collection[uuid_module.UUID] = ()
+) -> AsyncIterator[Recovered]:
+    """Finish or undo what is left in one VM whose QEMU runs; the disks that its guest has are added to ``in_use``.
+
+    ``forget`` as for `recover`.
+    """
     async with vm.alone():
         running = await running_disks(vm.monitor)
         if in_use is not None:
@@ -148,7 +158,7 @@ async def recover_vm(vm: AsyncVm, in_use: set[uuid_module.UUID] | None = None) -
         for uuid in dict.fromkeys([*record.disks, *running]):
             if uuid in moved:
                 continue
-            work = _Disk(vm, uuid, record.disks.get(uuid), running.get(uuid))
+            work = _Disk(vm, uuid, record.disks.get(uuid), running.get(uuid), forget=uuid in forget)
             try:
                 with telling("operation", vm=record.name, disk=str(uuid), operation="recover"):
                     outcome = await work.recover()
@@ -178,9 +188,16 @@ class _Disk:
     """One disk of a running VM, of which something may be left."""
 
     def __init__(
-        self, vm: AsyncVm, uuid: uuid_module.UUID, known: DiskRecord | None, running: RunningDisk | None
+        self,
+        vm: AsyncVm,
+        uuid: uuid_module.UUID,
+        known: DiskRecord | None,
+        running: RunningDisk | None,
+        *,
+        forget: bool = False,
     ) -> None:
         self._vm = vm
+        self._forget = forget
         self._uuid = uuid
         self._known = known
         self._running = running
@@ -200,8 +217,10 @@ class _Disk:
         if known is None:
             return await self._clean("nobody wrote down which disk it is")
         end_scripts(known)
-        if way is Way.UNPLUG:
+        if way is Way.UNPLUG and not (self._forget and self._device is None):
             return await self._unplug()
+        if way is Way.UNPLUG:
+            return await self._take_back()
         if way is Way.TAKE_BACK:
             return await self._take_back()
         cleaned = await self._clean("")
@@ -260,7 +279,9 @@ class _Disk:
         running = self._running
         if running is not None:
             await self._carry_out(clean_steps(self._vm.monitor, running))
-        became = await _let_go(self._known, self._disk(), self._vm.host, self._vm.journal, self._vm.report)
+        became = await _let_go(
+            self._known, self._disk(), self._vm.host, self._vm.journal, self._vm.report, forget=self._forget
+        )
         return Outcome.UNDONE, f"{self.words}: not in the guest, {became}"
 
     async def _resize(self) -> tuple[Outcome, str]:
@@ -313,7 +334,13 @@ class _Disk:
 
 
 async def _recover_ended(
-    record: VmRecord, host: ProviderHost, folder: JournalFolder, report: Report, *, gone: bool
+    record: VmRecord,
+    host: ProviderHost,
+    folder: JournalFolder,
+    report: Report,
+    forget: Collection[uuid_module.UUID],
+    *,
+    gone: bool,
 ) -> AsyncIterator[Recovered]:
     """Let the volumes of a VM go whose QEMU has ended, or is ``gone`` for all that the caller knows."""
     journal = Journal(folder, record.name)
@@ -335,7 +362,7 @@ async def _recover_ended(
         for known in found.disks.values():
             # The source of a guest that lives on its target: hvext stop lets them go when the target has them.
             if gone or not was_sent(known):
-                yield await _abandoned(known, host, journal, report, "QEMU has ended")
+                yield await _abandoned(known, host, journal, report, forget, "QEMU has ended")
 
 
 async def still_has_them(record: VmRecord) -> str:
@@ -352,7 +379,12 @@ async def still_has_them(record: VmRecord) -> str:
 
 
 async def _recover_start(
-    record: VmRecord, host: ProviderHost, folder: JournalFolder, report: Report, error: HvextError
+    record: VmRecord,
+    host: ProviderHost,
+    folder: JournalFolder,
+    report: Report,
+    forget: Collection[uuid_module.UUID],
+    error: HvextError,
 ) -> AsyncIterator[Recovered]:
     """Let the volumes go that were attached for a QEMU whose arguments were never handed out.
 
@@ -367,7 +399,7 @@ async def _recover_start(
             if work is None or work.by is None:
                 continue
             if of_broken_start(known):
-                yield await _abandoned(known, host, journal, report, "QEMU was not started")
+                yield await _abandoned(known, host, journal, report, forget, "QEMU was not started")
             else:
                 words = f"{work.operation} of {known.words}: {error.message}"
                 hint = f"when its QEMU was never started, or has ended: hvext recover --gone {record.name}"
@@ -380,21 +412,38 @@ def of_broken_start(known: DiskRecord) -> bool:
     return work is not None and work.by is not None and work.operation is Operation.START
 
 
-async def _abandoned(known: DiskRecord, host: ProviderHost, journal: Journal, report: Report, why: str) -> Recovered:
+async def _abandoned(
+    known: DiskRecord,
+    host: ProviderHost,
+    journal: Journal,
+    report: Report,
+    forget: Collection[uuid_module.UUID],
+    why: str,
+) -> Recovered:
     """Let the volume of a disk go that no QEMU has."""
     uuid = known.disk.volume.uuid
     end_scripts(known)
     try:
-        became = await _let_go(known, known.whole(journal.kept_secrets(known)), host, journal, report)
+        whole = known.whole(journal.kept_secrets(known))
+        became = await _let_go(known, whole, host, journal, report, forget=uuid in forget)
     except HvextError as error:
         words = f"{known.words}: {error.message}"
-        return Recovered(vm=journal.name, uuid=uuid, outcome=Outcome.LEFT, words=words, hint=error.hint)
+        hint = error.hint
+        if isinstance(error.__cause__, ProviderNotFound):
+            hint = f"{hint}; if it is gone for good: {forget_words(known.disk)}".removeprefix("; ")
+        return Recovered(vm=journal.name, uuid=uuid, outcome=Outcome.LEFT, words=words, hint=hint)
     words = f"{known.words}: {why}, {became}"
     return Recovered(vm=journal.name, uuid=uuid, outcome=Outcome.UNDONE, words=words)
 
 
-async def _let_go(known: DiskRecord | None, disk: Disk, host: ProviderHost, journal: Journal, report: Report) -> str:
+async def _let_go(
+    known: DiskRecord | None, disk: Disk, host: ProviderHost, journal: Journal, report: Report, *, forget: bool
+) -> str:
     """Detach a volume that QEMU has let go of, forget the disk, and say what became of the volume."""
+    if forget:
+        journal.forget(disk.volume.uuid)
+        remove_private(disk.names.root)
+        return "forgotten: its volume is as its provider has left it"
     stays = stays_attached(known, disk, read_records(journal.folder), journal.name)
     if stays:
         remove_private(disk.names.root)

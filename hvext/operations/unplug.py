@@ -18,11 +18,12 @@ from hvext.core.disk import Disk
 from hvext.core.identity import DiskNames
 from hvext.core.running import RunningDisk
 from hvext.core.value import replace, value_object
-from hvext.errors import CommandRefused, CommandTimeout, HvextError, PlugError
+from hvext.errors import CommandRefused, CommandTimeout, HvextError, OperationFailed, PlugError, ProviderNotFound
 from hvext.host.process import Cancel
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import Monitor
 from hvext.operations import attachments
+from hvext.operations.frozen import stuck_now
 from hvext.operations.inspect import has_device, running_disk
 from hvext.operations.nodes import remove_remains
 from hvext.operations.steps import Report, Step, carry_out, silent
@@ -34,6 +35,10 @@ DEFAULT_TIMEOUT_S = 15.0
 _LOOK_S = 1.0
 #: A request to a guest that still boots can get lost (ACPI). This long until the next, then twice as long each time.
 ASK_AGAIN_S = 1.0
+_STUCK = (
+    "its storage answers nothing, and the guest cannot let it go while requests wait: asking again does not help; "
+    "hvext watch --fence puts the next access in its place"
+)
 #: The name of an unplug's second step.
 REMOVE = "remove its block nodes and objects"
 #: What QEMU says to a second device_del while the first is under way.
@@ -89,6 +94,8 @@ async def unplug(
     """
     work = Unplugging(monitor, await running_disk(monitor, names), timeout_s=timeout_s)
     await carry_out(work.operation, work.ask_steps(), report=report)
+    if work.state is UnplugState.PENDING and names.uuid in await stuck_now(monitor):
+        return replace(work.result(), warnings=(_STUCK,))
     if work.state in (UnplugState.PENDING, UnplugState.REJECTED):
         return work.result()
     await carry_out(work.operation, work.remove_steps(), report=report)
@@ -188,8 +195,22 @@ async def unplug_and_detach(
     if result.state is not UnplugState.UNPLUGGED or shared:
         return result
 
-    await carry_out(f"unplug {result.device}", [detach_step(host, disk)], report=report)
+    try:
+        await carry_out(f"unplug {result.device}", [detach_step(host, disk)], report=report)
+    except OperationFailed as error:
+        words = f"the guest has let {result.device} go, but its volume is still attached: {error.message}"
+        hint = error.hint or "the same command again, or hvext recover, detaches it"
+        if isinstance(error.__cause__, ProviderNotFound):
+            hint = f"name the provider's folder with --search-path; if it is gone for good: {forget_words(disk)}"
+        raise OperationFailed(words, step=error.step, undone=error.undone, left=error.left, hint=hint) from (
+            error.__cause__
+        )
     return replace(result, detached=True)
+
+
+def forget_words(disk: Disk) -> str:
+    """Return the command that strikes a disk out whose provider is gone."""
+    return f"hvext recover --forget {disk.volume.uuid}"
 
 
 def detach_step(host: ProviderHost, disk: Disk) -> Step:

@@ -138,6 +138,19 @@ def test_a_disk_with_stuck_requests_is_not_moved_grown_or_migrated(setting: Sett
     made.unplug()
 
 
+def test_an_unplug_of_a_disk_with_stuck_requests_says_why_the_guest_keeps_it(setting: SettingFactory) -> None:
+    made = setting()
+    made.plug()
+    made.started_writer()
+    with open_vm(str(made.guest.machine.qmp_path), host=made.host) as vm:
+        made.ways.freeze()
+        result = vm.unplug(made.disk, timeout_s=1)
+    assert result.state == "pending"
+    assert "asking again does not help" in result.warnings[0]
+    made.ways.thaw()
+    made.unplug()
+
+
 def test_a_disk_that_is_idle_is_not_taken_for_stuck(setting: SettingFactory) -> None:
     made = setting()
     made.plug()

@@ -18,14 +18,15 @@ import pytest
 
 from hvext.core.disk import Disk
 from hvext.core.record import Intent, Operation, VmRecord
-from hvext.errors import JournalError, PlugError
+from hvext.errors import JournalError, OperationFailed, PlugError
 from hvext.host.machine import Machine
+from hvext.host.provider import ProviderHost
 from hvext.operations import attachments
 from hvext.operations import audit as auditing
 from hvext.operations.recover import Outcome, recover
 from hvext.operations.start import start_disks
 from hvext.operations.unplug import UnplugState, unplug_and_detach
-from hvext.operations.vm import open_vm_async
+from hvext.operations.vm import open_vm, open_vm_async
 from tests.vm.conftest import GuestFactory, MachineFactory
 from tests.vm.faults.world import Qemu, World, proxied, world
 from tests.vm.state import on_debug_monitor
@@ -177,6 +178,43 @@ def test_a_qemu_that_ended_lets_its_volumes_go_and_one_that_was_started_again_ke
     again.machine.stop()
     assert hvext(faulty, "recover").out.count("undone") == 1
     assert nothing_left(faulty)
+
+
+def test_a_disk_whose_provider_is_gone_for_good_is_struck_out_when_no_guest_has_it(
+    faulty: World, qemu: Callable[..., Qemu], tmp_path: Path
+) -> None:
+    one, disk, other = qemu(name="web1"), scsi(faulty), scsi(faulty, "other")
+    for each in (disk, other):
+        one.run(lambda vm, each=each: vm.plug(each))
+    uuid, elsewhere = str(disk.volume.uuid), ["--search-path", str(tmp_path)]
+    # While the guest has it, it stays.
+    assert "nothing to recover" in hvext(faulty, "recover", "--qmp", one.qmp, "--forget", uuid).out
+    lost = ProviderHost(search_path=(str(tmp_path),), log_directory=None)
+    with open_vm(one.qmp, host=lost) as vm, pytest.raises(OperationFailed) as failed:
+        vm.unplug(disk)
+    assert "the guest has let" in failed.value.message
+    assert f"hvext recover --forget {uuid}" in failed.value.hint
+    assert recovered(one.qmp, *elsewhere).status == 1
+    assert "struck out" in recovered(one.qmp, *elsewhere, "--forget", uuid, "--dry-run").out
+    done = recovered(one.qmp, *elsewhere, "--forget", uuid)
+    assert (done.status, "forgotten: its volume is as" in done.out) == (0, True)
+    assert faulty.audit() == []
+    one.machine.stop()
+    done = recovered("", *elsewhere, "--vm", "web1")
+    assert (done.status, f"if it is gone for good: hvext recover --forget {other.volume.uuid}" in done.err) == (1, True)
+    done = recovered("", *elsewhere, "--vm", "web1", "--forget", str(other.volume.uuid))
+    assert (done.status, faulty.audit()) == (0, [])
+    # Its provider was there all the time, but for those commands.
+    for each in (disk, other):
+        assert faulty.attached(each)
+        attachments.detach(faulty.host, each)
+
+
+def recovered(qmp: str, *words: str) -> Ended:
+    """Run ``hvext recover`` where no provider is found."""
+    argv = [sys.executable, "-m", "hvext", "recover", *(["--qmp", qmp] if qmp else []), *words]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120, env=os.environ)
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def test_nothing_is_taken_from_a_qemu_that_runs_whatever_the_caller_says(

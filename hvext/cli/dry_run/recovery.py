@@ -6,6 +6,7 @@ import argparse
 
 from hvext.cli.arguments import provider_host
 from hvext.cli.dry_run.show import show_all
+from hvext.core.identity import parse_uuid
 from hvext.host import interrupts
 from hvext.host.journal import JournalFolder
 from hvext.operations.dry_run.planned import Planned
@@ -19,7 +20,12 @@ def recover(arguments: argparse.Namespace) -> int:
 
     async def work() -> list[Planned]:
         recovery = DryRecovery(provider_host(arguments), timeout_s=arguments.qmp_timeout)
-        return await recovery.plans(monitors=arguments.qmp, names=arguments.vm, gone=arguments.gone)
+        return await recovery.plans(
+            monitors=arguments.qmp,
+            names=arguments.vm,
+            gone=arguments.gone,
+            forget=[parse_uuid(each) for each in arguments.forget],
+        )
 
     plans = interrupts.run(work())
     if not plans and not arguments.json:

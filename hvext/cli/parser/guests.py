@@ -80,7 +80,7 @@ def recovery_commands(command: Command) -> None:
     audit = command(
         "audit", "recovery:audit", "compare the journal with what QEMU has, and list what is left over",
         _some_vms, as_json,
-        epilog="Without --qmp and --vm all VMs of the journal are looked at. Exit status 1: there is work for recover.",
+        epilog="Without --qmp and --vm all VMs of the journal are looked at. Exit status 1: there is something to do.",
     )  # fmt: skip
     recover = command(
         "recover", "recovery:recover", "finish or undo what a crash has left", _some_vms, scripts, dry_run, as_json,
@@ -91,6 +91,10 @@ def recovery_commands(command: Command) -> None:
     recover.add_argument(
         "--gone", action="append", default=[], metavar="NAME", help="a VM whose QEMU has ended, or was never started"
     )
+    recover.add_argument(
+        "--forget", action="append", default=[], metavar="UUID",
+        help="a disk that no guest has, and whose provider is gone for good: strike it out",
+    )  # fmt: skip
     for each in (audit, recover):
         each.add_argument("--qmp-timeout", type=seconds, default=30.0, metavar="S", help="default: %(default)g")
 

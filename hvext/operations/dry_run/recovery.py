@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid as uuid_module
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 
 from hvext.core.audit import left_files, was_sent
 from hvext.core.disk import Disk
@@ -33,6 +33,7 @@ from hvext.operations.unplug import Unplugging, detach_step
 
 _SCRIPTS = "a script that the interrupted process had started is ended first"
 _KEPT = "its volume stays attached, as wished or for another VM"
+_FORGOTTEN = "it is struck out; its volume stays as its provider has left it"
 _RUNS = "QEMU runs: nothing is taken from it"
 
 
@@ -45,11 +46,18 @@ class DryRecovery:
         self._folder = folder or JournalFolder()
         self._records = read_records(self._folder)
         self._in_use: set[uuid_module.UUID] = set()
+        self._forget: Collection[uuid_module.UUID] = ()
 
     async def plans(
-        self, *, monitors: Sequence[str] = (), names: Sequence[str] = (), gone: Sequence[str] = ()
+        self,
+        *,
+        monitors: Sequence[str] = (),
+        names: Sequence[str] = (),
+        gone: Sequence[str] = (),
+        forget: Collection[uuid_module.UUID] = (),
     ) -> list[Planned]:
         """Return what would be done about each disk; as ``recover`` takes them."""
+        self._forget = forget
         everything = not (names or monitors or gone)
         found: list[Planned] = []
         seen: set[str] = set()
@@ -181,6 +189,8 @@ class DryRecovery:
         wanted: bool = True,
     ) -> Planned:
         """Return these steps, and that the volume is detached unless it stays."""
+        if disk.volume.uuid in self._forget:
+            return _planned(record, known.words, steps, *notes, _FORGOTTEN)
         if stays_attached(known, disk, self._records, record.name):
             return _planned(record, known.words, steps, *notes, _KEPT)
         last: list[Step] = [detach_step(self._host, disk)] if wanted else []
