@@ -12,7 +12,7 @@ def volume_commands(command: Command) -> None:
     one = command(
         "provider", "providers:show_provider", "show one provider, and what is wrong with it", scripts, as_json
     )
-    one.add_argument("provider", metavar="NAME")
+    one.add_argument("provider", metavar="NAME", help="the provider's name")
     create = command("create", "volumes:create", "create a volume", volume, scripts, dry_run, as_json)
     create.add_argument("--size", type=size_mib, required=True, metavar="MIB", help="in MiB: 1024 is 1 GiB")
     command("remove", "volumes:remove", "remove a volume with all its data", volume, scripts, dry_run, as_json)
@@ -41,7 +41,7 @@ def volume_commands(command: Command) -> None:
     snapshot.add_argument("--snapshot-name", required=True, metavar="NAME")
     snapshot.add_argument("--snapshot-size", type=size_mib, required=True, metavar="MIB")
     verify = command("verify", "volumes:verify", "have a provider check parameters", scripts, as_json)
-    verify.add_argument("provider", metavar="PROVIDER")
+    verify.add_argument("provider", metavar="PROVIDER", help="the provider's name")
     parameters(verify)
 
 
@@ -54,7 +54,7 @@ def sanity_command(command: Command) -> None:
         "status: 0 all passed, 1 a check failed or there is no such provider, 2 wrong use.\n"
         f"{page('sanity')} says what is checked.",
     )  # fmt: skip
-    sanity.add_argument("provider", metavar="PROVIDER", nargs="?")
+    sanity.add_argument("provider", metavar="PROVIDER", nargs="?", help="the provider's name")
     sanity.add_argument("--level", choices=("contract", "data", "stress"), default="data", help="default: %(default)s")
     sanity.add_argument("--skip", action="append", default=[], metavar="CHECK", help="leave a check out (repeatable)")
     sanity.add_argument(

@@ -125,17 +125,22 @@ def secrets(parser: Group) -> None:
     )
 
 
+#: What the two words mean that most commands begin with.
+_PROVIDER = "the provider's name: that of its folder (hvext providers lists them)"
+_VOLUME = "the volume's name, as the provider knows it"
+
+
 def volume(parser: argparse.ArgumentParser) -> None:
     """Add a disk by its provider and volume."""
-    parser.add_argument("provider", metavar="PROVIDER")
-    parser.add_argument("volume", metavar="VOLUME")
+    parser.add_argument("provider", metavar="PROVIDER", help=_PROVIDER)
+    parser.add_argument("volume", metavar="VOLUME", help=_VOLUME)
     disk(parser)
 
 
 def optional_volume(parser: argparse.ArgumentParser) -> None:
     """Add a disk by its provider and volume, which may be left out."""
-    parser.add_argument("provider", metavar="PROVIDER", nargs="?")
-    parser.add_argument("volume", metavar="VOLUME", nargs="?")
+    parser.add_argument("provider", metavar="PROVIDER", nargs="?", help=_PROVIDER)
+    parser.add_argument("volume", metavar="VOLUME", nargs="?", help=_VOLUME)
     disk(parser)
 
 
