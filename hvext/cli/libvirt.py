@@ -8,7 +8,7 @@ import uuid as uuid_module
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
-from hvext.cli.output import place_text, print_json, print_table, print_warnings, reporter, size_text
+from hvext.cli.output import place_text, print_json, print_note, print_table, print_warnings, reporter, size_text
 from hvext.core.disk import Disk
 from hvext.core.observation import ObservedVm
 from hvext.core.uri import Location
@@ -18,9 +18,10 @@ from hvext.operations.batch import PlugOutcome
 from hvext.operations.domains.listing import ListedDisk
 from hvext.operations.domains.plug import DomainPlugged
 from hvext.operations.domains.repoint import DomainRepointed
+from hvext.operations.domains.unplug import DomainUnplugged
 from hvext.operations.domains.vm import LibvirtVm, open_domain
 from hvext.operations.resize import Resized
-from hvext.operations.unplug import DEFAULT_TIMEOUT_S, Unplugged
+from hvext.operations.unplug import DEFAULT_TIMEOUT_S, UnplugState
 
 
 class GivenDomain:
@@ -42,19 +43,27 @@ class GivenDomain:
 
     def plug(self, disk: Disk) -> DomainPlugged:
         """See ``AsyncDomain.plug``."""
-        return self._domain.plug(disk, live=self._live, config=self._config)
+        result = self._domain.plug(disk, live=self._live, config=self._config)
+        print_note(_plugged_note([result]))
+        return result
 
     def plug_all(self, disks: Sequence[Disk]) -> tuple[PlugOutcome, ...]:
         """See ``AsyncDomain.plug_all``."""
-        return self._domain.plug_all(disks, live=self._live, config=self._config)
+        outcomes = self._domain.plug_all(disks, live=self._live, config=self._config)
+        print_note(_plugged_note([cast("DomainPlugged", each.plugged) for each in outcomes if each.plugged]))
+        return outcomes
 
-    def unplug(self, disk: Disk, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Unplugged:
+    def unplug(self, disk: Disk, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> DomainUnplugged:
         """See ``AsyncDomain.unplug``."""
-        return self._domain.unplug(disk, live=self._live, config=self._config, timeout_s=timeout_s)
+        result = self._domain.unplug(disk, live=self._live, config=self._config, timeout_s=timeout_s)
+        print_note(_kept_note(result))
+        return result
 
-    def unplug_only(self, uuid: uuid_module.UUID, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Unplugged:
+    def unplug_only(self, uuid: uuid_module.UUID, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> DomainUnplugged:
         """See ``AsyncDomain.unplug_only``."""
-        return self._domain.unplug_only(uuid, live=self._live, config=self._config, timeout_s=timeout_s)
+        result = self._domain.unplug_only(uuid, live=self._live, config=self._config, timeout_s=timeout_s)
+        print_note(_kept_note(result))
+        return result
 
     def repoint(self, uuid: uuid_module.UUID, target: Location) -> DomainRepointed:
         """See ``AsyncDomain.repoint``."""
@@ -69,6 +78,25 @@ class GivenDomain:
     def resize(self, disk: Disk, new_size_mib: int, *, old_size_mib: int | None = None) -> Resized:
         """See ``AsyncDomain.resize``."""
         return self._domain.resize(disk, new_size_mib, old_size_mib=old_size_mib)
+
+
+def _plugged_note(results: Sequence[DomainPlugged]) -> str:
+    """Say that no guest has disks that were plugged, where none has them."""
+    if not any(each.persistent and not each.live for each in results):
+        return ""
+    return "the persistent configuration alone has it: a guest sees it when the domain is started the next time"
+
+
+def _kept_note(result: DomainUnplugged) -> str:
+    """Say which view keeps a disk that the other has let go."""
+    if result.state is not UnplugState.UNPLUGGED or not (result.live or result.persistent):
+        return ""
+    if result.live:
+        return "what runs keeps the disk, and its volume stays attached; without --config both let it go"
+    return (
+        "the persistent configuration keeps the disk, and its volume stays attached: the domain has it again when it "
+        "is started the next time; without --live both let it go"
+    )
 
 
 def check_domain(arguments: argparse.Namespace) -> None:
@@ -100,7 +128,8 @@ def disks(arguments: argparse.Namespace) -> int:
     elif arguments.stats:
         from hvext.cli.observe import print_in_depth
 
-        print_in_depth(seen, none="the domain has no disks of hvext")
+        views = {uuid: {**disk.to_json(), "views": _views(disk.to_json())} for uuid, disk in listed.items()}
+        print_in_depth(seen, none="the domain has no disks of hvext", views=views)
     else:
         _print_list(seen, listed)
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import uuid as uuid_module
+from collections.abc import Mapping
 
 from hvext.cli.arguments import provider_host
 from hvext.cli.output import place_text, print_json, print_table, print_warnings, reporter, size_text
@@ -52,8 +54,13 @@ def _print_list(seen: ObservedVm, *, none: str) -> None:
     print_warnings([*still, *([seen.words] if seen.words else [])])
 
 
-def print_in_depth(seen: ObservedVm, *, none: str) -> None:
-    """Print what is known of each disk of a guest for people; ``none`` is said of one without disks."""
+def print_in_depth(
+    seen: ObservedVm, *, none: str, views: Mapping[uuid_module.UUID, Mapping[str, object]] | None = None
+) -> None:
+    """Print what is known of each disk of a guest for people; ``none`` is said of one without disks.
+
+    ``views`` tell of disks of a domain as libvirt has them.
+    """
     print(f"VM {seen.name}: {seen.state}")
     if seen.asked and seen.words:
         print(seen.words)
@@ -61,7 +68,7 @@ def print_in_depth(seen: ObservedVm, *, none: str) -> None:
         print(none)
     for disk in seen.disks:
         print()
-        for line in disk_lines(disk):
+        for line in disk_lines(disk, (views or {}).get(disk.uuid)):
             print(line)
 
 
@@ -81,13 +88,17 @@ async def _seen(arguments: argparse.Namespace) -> ObservedVm:
         return await observe(vm, places=arguments.places)
 
 
-def disk_lines(disk: ObservedDisk) -> list[str]:
-    """Return what is known of a disk, for people."""
-    running = disk.running.to_json() if disk.running else {}
+def disk_lines(disk: ObservedDisk, view: Mapping[str, object] | None = None) -> list[str]:
+    """Return what is known of a disk, for people; ``view`` is how libvirt has it, also while it does not run."""
+    running = disk.running.to_json() if disk.running else view or {}
     size = size_text(disk.running.root.size_bytes if disk.running and disk.running.root else None)
     lines = [f"{disk.volume}  {running.get('model') or '(no device)'}  {size}", _row("disk", str(disk.uuid))]
+    where = place_text(running.get("uri") or running.get("filename"))
+    if view:
+        lines.append(_row("target", f"{view['target']}, in {view['views']}"))
+        if not disk.access:
+            lines.append(_row("location", where))
     if disk.access:
-        where = place_text(running.get("uri") or running.get("filename"))
         began = f", since {local_text(disk.since)}" if disk.since is not None else ""
         away = ", after a failover" if disk.record and disk.record.failed_over else ""
         lines.append(_row("access", f"{disk.access} {where}{began}{away}"))

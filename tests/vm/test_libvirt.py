@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pwd
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -404,7 +407,7 @@ def test_a_transient_domain_has_what_runs_alone(
 
 
 def test_a_grown_volume_is_seen_and_what_libvirt_cannot_grow_is_refused_before(
-    vm: LibvirtVm, create: Callable[..., Disk]
+    vm: LibvirtVm, storage: Storage, create: Callable[..., Disk]
 ) -> None:
     path, uri = create("path", device="scsi-hd", access="kernelspace"), create("uri", device="scsi-hd")
     vm.plug(path)
@@ -414,9 +417,14 @@ def test_a_grown_volume_is_seen_and_what_libvirt_cannot_grow_is_refused_before(
     with pytest.raises(InputError, match="shrink"):
         vm.resize(path, 64)
     vm.plug(uri)
-    with pytest.raises(RepointRefused, match="NBD connection keeps the size"):
+    with pytest.raises(RepointRefused, match="NBD connection keeps the size") as refused:
         vm.resize(uri, 96)
     assert vm.disks()[uri.volume.uuid].size_bytes == 64 * MIB
+    # What the hint says.
+    assert "repoint --access kernelspace --through-monitor" in refused.value.hint
+    block = str(attachments.attach(storage.host, uri).attachment.block_path)
+    vm.repoint(uri.volume.uuid, [parse_uri(block, look=opened_as)], through_monitor=True)
+    assert vm.resize(uri, 96).after_bytes == 96 * MIB
     with pytest.raises(DiskNotFound):
         vm.resize(create("other"), 96)
     vm.unplug(path)
@@ -473,6 +481,34 @@ def test_a_move_to_another_size_leaves_the_disk_where_it_was(
     vm.unplug(disk)
 
 
+def test_a_move_to_a_socket_that_qemu_may_not_open_says_who_has_to_be_let_in(
+    daemon: Libvirtd, storage: Storage, create: Callable[..., Disk]
+) -> None:
+    # root without its power over the files of other users stands for libvirt-qemu.
+    emulator = daemon.folder / "qemu-without-power"
+    weak = "setpriv --bounding-set=-dac_override,-dac_read_search"
+    emulator.write_text(f'#!/bin/sh\nexec {weak} /usr/bin/qemu-system-x86_64 "$@"\n')
+    emulator.chmod(0o755)
+    daemon.define(domain_xml("weak").replace("/usr/bin/qemu-system-x86_64", str(emulator)))
+    daemon.virsh("start", "weak", "--paused")
+    disk = create(device="scsi-hd", access="kernelspace")
+    try:
+        with open_domain(daemon.uri, "weak", host=storage.host) as vm:
+            vm.plug(disk)
+            _path, uri = storage.paths(disk)
+            folder = Path(parse_qs(urlsplit(uri).query)["socket"][0]).parent
+            os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+            try:
+                with pytest.raises(OperationFailed, match="Permission denied") as refused:
+                    vm.repoint(disk.volume.uuid, [parse_uri(uri)], through_monitor=True)
+            finally:
+                os.chown(folder, 0, -1)
+            assert "this QEMU, which runs as root, has to have the right to write to the socket" in refused.value.hint
+            assert vm.unplug(disk).detached
+    finally:
+        daemon.clear()
+
+
 def hvext(daemon: Libvirtd, command: str, *words: str, domain: str = "g") -> subprocess.CompletedProcess[str]:
     where = ["--connect", daemon.uri, "--domain", domain] if domain else []
     return subprocess.run(
@@ -512,6 +548,36 @@ def test_the_commands_take_a_domain_in_the_place_of_a_monitor(
     done = hvext(paused, "unplug", *named, "--json")
     assert json.loads(done.stdout)["detached"] is True
     assert hvext(paused, "disks").stdout == "the domain has no disks of hvext\n"
+
+
+def test_the_commands_say_which_view_alone_has_a_disk(
+    daemon: Libvirtd, storage: Storage, create: Callable[..., Disk]
+) -> None:
+    daemon.clear()
+    daemon.define(domain_xml("g"))
+    disk = create(device="scsi-hd", access="kernelspace")
+    parameters = [word for name, value in disk.volume.parameters.items() for word in ("-p", f"{name}={value}")]
+    named = ["sample", disk.volume.name, *parameters, "--log-dir", "none"]
+    done = hvext(daemon, "plug", *named, "--access", "kernelspace", "-o", "device=scsi-hd")
+    assert done.returncode == 0, done.stderr
+    assert "note: the persistent configuration alone has it: a guest sees it when" in done.stderr
+    shown = hvext(daemon, "disks", "--stats").stdout
+    assert "VM g: shut off" in shown
+    assert f"sample/{named[1]}  scsi-hd  -\n" in shown
+    assert "  target    sda, in config\n" in shown
+    assert "  location  /dev/loop" in shown
+    daemon.virsh("start", "g", "--paused")
+    assert "  target    sda, in live,config\n" in hvext(daemon, "disks", "--stats").stdout
+    assert "note" not in hvext(daemon, "plug", *named, "--access", "kernelspace").stderr
+    done = hvext(daemon, "unplug", *named, "--live")
+    assert done.returncode == 0, done.stderr
+    assert "note: the persistent configuration keeps the disk, and its volume stays attached" in done.stderr
+    assert loops(storage.folder)
+    done = hvext(daemon, "unplug", *named, "--json")
+    assert json.loads(done.stdout)["detached"] is True
+    assert (json.loads(done.stdout)["live"], json.loads(done.stdout)["persistent"]) == (False, False)
+    assert "note" not in done.stderr
+    daemon.clear()
 
 
 def test_a_domain_starts_with_the_disks_that_args_prints_and_their_secrets(

@@ -9,6 +9,7 @@ Source: libvirt, src/qemu/qemu_driver.c, ``qemuDomainUpdateDeviceLive``; qemu-qm
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,8 +24,9 @@ from hvext.core.uri import Location, masked
 from hvext.core.uri.file import FileLocation
 from hvext.core.uri.location import Companions, props
 from hvext.core.value import value_object
-from hvext.errors import CommandRefused, DiskNotFound, DomainError, QemuError, RepointRefused
+from hvext.errors import CommandRefused, DiskNotFound, DomainError, ProgramError, QemuError, RepointRefused
 from hvext.host.domain import DomainHandle
+from hvext.host.opening import identity_of
 from hvext.operations.domains.views import Views, look
 from hvext.operations.frozen import check_requests_end
 from hvext.operations.repoint import Repointed
@@ -254,6 +256,8 @@ class DomainMove:
             path = self._location.path if isinstance(self._location, FileLocation) else ""
             if "No such file" in error.description and path.startswith("/dev/"):
                 error.hint = _OWN_DEV
+            elif "Permission denied" in error.description:
+                error.hint = await in_thread(lambda _cancel: _denied(self._domain, path))
             raise
 
     async def _rename(self) -> None:
@@ -275,6 +279,24 @@ class DomainMove:
             f"libvirt goes on showing {self._disk.target} at {masked(self._disk.words)} until the domain starts anew "
             "(virsh dumpxml), and has marked the domain as tainted (custom-monitor)",
         )
+
+
+def _denied(domain: DomainHandle, path: str) -> str:
+    """Return what to do where QEMU may not open a path or, where it is empty, a socket; for a thread."""
+    who = "libvirt's QEMU"
+    # It may run on another host, or have ended.
+    if (pid := domain.pid) is not None:
+        with contextlib.suppress(ProgramError):
+            who = f"this QEMU, which runs as {identity_of(pid).name},"
+    if path:
+        return (
+            f"{who} may not open it: libvirt gives QEMU the right to a path only where it plugs the disk itself. "
+            "Unplug the disk, and plug it with the other access"
+        )
+    return (
+        f"{who} has to have the right to write to the socket, and to search all folders that lead there: change their "
+        "owner, group or mode, or take --access kernelspace"
+    )
 
 
 async def _record(domain: DomainHandle, disk: DomainDisk, location: Location, views: Views) -> None:

@@ -100,8 +100,8 @@ def growable(disk: Disk, views: Views) -> DomainDisk:
         raise RepointRefused(
             f"disk {disk.volume.uuid} is at {found.where}: an NBD connection keeps the size it began with, and libvirt "
             "has no call that opens a fresh one under a running disk",
-            hint="grow the volume with hvext grow, then unplug the disk and plug it again; or plug it with "
-            "--access kernelspace",
+            hint="hvext repoint --access kernelspace --through-monitor moves it to its block device, where the same "
+            "resize works; or grow the volume with hvext grow, then unplug the disk and plug it again",
         )
     return found
 

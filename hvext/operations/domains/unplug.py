@@ -13,7 +13,7 @@ import time
 from hvext.core.disk import Disk
 from hvext.core.domain import parse_domain
 from hvext.core.identity import DiskNames
-from hvext.core.value import replace
+from hvext.core.value import replace, value_object
 from hvext.errors import CommandTimeout, DomainError, HvextError, LibvirtRefused
 from hvext.host.domain import DomainHandle, Removal
 from hvext.host.process import Cancel
@@ -40,6 +40,18 @@ _SETTLE_S = 0.5
 _NOT_THERE = ("no device found with alias", "not found", "DeviceNotFound")
 
 
+@value_object
+class DomainUnplugged(Unplugged):
+    """How an unplug from a domain stands: what one over QMP tells of it, and which views have the disk still."""
+
+    live: bool = False
+    persistent: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        """Return the result for machines."""
+        return {**Unplugged.to_json(self), "live": self.live, "persistent": self.persistent}
+
+
 async def unplug(
     domain: DomainHandle,
     names: DiskNames,
@@ -49,7 +61,7 @@ async def unplug(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     asked: bool = False,
     report: Report = silent,
-) -> Unplugged:
+) -> DomainUnplugged:
     """Take a disk out of these views of a domain; secrets go when neither view has it. Its volume stays attached.
 
     Waits up to ``timeout_s`` for the guest, which may have been ``asked`` before. May be repeated in every state. What
@@ -64,10 +76,17 @@ async def unplug(
     elif state is UnplugState.ABSENT and steps:
         state = UnplugState.UNPLUGGED
     removed: tuple[str, ...] = ()
-    if not (await look(domain)).has(names.uuid):
+    after = await look(domain)
+    if not after.has(names.uuid):
         # Also those that an unplug left which was finished late.
         removed = await remove_secrets(domain.connection, names)
-    return Unplugged(state=state, device=names.alias, removed=removed)
+    return DomainUnplugged(
+        state=state,
+        device=names.alias,
+        removed=removed,
+        live=after.live_disk(names.uuid) is not None,
+        persistent=after.config_disk(names.uuid) is not None,
+    )
 
 
 class DomainUnplug:
@@ -132,13 +151,13 @@ async def unplug_and_detach(
     attached: bool = False,
     shared: bool = False,
     report: Report = silent,
-) -> Unplugged:
+) -> DomainUnplugged:
     """Unplug a disk and, once neither view of the domain has it, detach its volume.
 
     As ``hvext.operations.unplug.unplug_and_detach``; a volume stays attached for the view that keeps it.
     """
     result = await unplug(domain, disk.names, views, scope, timeout_s=timeout_s, asked=asked, report=report)
-    gone = not (await look(domain)).has(disk.volume.uuid)
+    gone = not (result.live or result.persistent)
     if result.state is UnplugState.ABSENT and attached and gone:
         result = replace(result, state=UnplugState.UNPLUGGED)
     if result.state is not UnplugState.UNPLUGGED or shared or not gone:

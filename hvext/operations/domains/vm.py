@@ -30,13 +30,14 @@ from hvext.operations.domains.elsewhere import check_disk, in_the_way
 from hvext.operations.domains.listing import ListedDisk, list_disks
 from hvext.operations.domains.plug import DomainPlugged
 from hvext.operations.domains.repoint import DomainRepointed
+from hvext.operations.domains.unplug import DomainUnplugged
 from hvext.operations.domains.views import Views, look, look_now
 from hvext.operations.journal import Journal
 from hvext.operations.resize import Resized
 from hvext.operations.start import check_disks
 from hvext.operations.steps import Report, silent
 from hvext.operations.threads import in_thread
-from hvext.operations.unplug import DEFAULT_TIMEOUT_S, Unplugged, UnplugState, pending
+from hvext.operations.unplug import DEFAULT_TIMEOUT_S, UnplugState, pending
 
 _T = TypeVar("_T")
 
@@ -136,7 +137,7 @@ class AsyncDomain:
 
     async def unplug(
         self, disk: Disk, *, live: bool = False, config: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> Unplugged:
+    ) -> DomainUnplugged:
         """Unplug a disk and, once neither view has it, detach its volume; a PENDING result is finished by a later call.
 
         What the guest lets go late, libvirt removes by itself; secrets and volume go with the next call.
@@ -144,7 +145,9 @@ class AsyncDomain:
         async with self._books.alone():
             return await self._unplug(disk, live=live, config=config, timeout_s=timeout_s)
 
-    async def _unplug(self, disk: Disk, *, live: bool, config: bool, timeout_s: float, keep: bool = False) -> Unplugged:
+    async def _unplug(
+        self, disk: Disk, *, live: bool, config: bool, timeout_s: float, keep: bool = False
+    ) -> DomainUnplugged:
         views = await look(self._handle)
         scope = views.scope(live=live, config=config)
         if not keep:
@@ -177,7 +180,7 @@ class AsyncDomain:
         known = views.live_disk(uuid) or views.config_disk(uuid)
         await in_thread(lambda _cancel: check_disk(self._handle, known))
 
-    async def _end_unplug(self, work: Work, result: Unplugged, uuid: uuid_module.UUID, *, keep: bool) -> None:
+    async def _end_unplug(self, work: Work, result: DomainUnplugged, uuid: uuid_module.UUID, *, keep: bool) -> None:
         views = await look(self._handle)
         if result.state is UnplugState.PENDING and views.config_disk(uuid) is None:
             work.end(Intent.ABSENT, keep_attached=keep)
@@ -194,7 +197,7 @@ class AsyncDomain:
         live: bool = False,
         config: bool = False,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-    ) -> Unplugged:
+    ) -> DomainUnplugged:
         """Unplug a disk and leave its volume attached: from then on it is the caller's, and written down nowhere."""
         async with self._books.alone():
             known = self.journal.known(uuid)
@@ -207,7 +210,7 @@ class AsyncDomain:
                     self._handle, DiskNames(uuid), views, scope, timeout_s=timeout_s, report=work.report
                 )
 
-    async def settle(self, uuid: uuid_module.UUID) -> Unplugged | None:
+    async def settle(self, uuid: uuid_module.UUID) -> DomainUnplugged | None:
         """Unplug a disk whose unplug was begun, and let the volume go of one that neither view has; None for others."""
         async with self._books.alone():
             known = self.journal.record.disks.get(uuid)
@@ -219,7 +222,7 @@ class AsyncDomain:
             keep = known.stays_attached
             return await self._unplug(disk, live=False, config=False, timeout_s=DEFAULT_TIMEOUT_S, keep=keep)
 
-    async def finish_unplugs(self) -> tuple[Unplugged, ...]:
+    async def finish_unplugs(self) -> tuple[DomainUnplugged, ...]:
         """Finish the unplugs that were pending, of disks that the guest has let go since; may be repeated."""
         views = await look(self._handle)
         known = self.journal.read().disks
@@ -345,7 +348,7 @@ class LibvirtVm:
 
     def unplug(
         self, disk: Disk, *, live: bool = False, config: bool = False, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> Unplugged:
+    ) -> DomainUnplugged:
         """See ``AsyncDomain.unplug``."""
         return self._run(self._domain.unplug(disk, live=live, config=config, timeout_s=timeout_s))
 
@@ -356,11 +359,11 @@ class LibvirtVm:
         live: bool = False,
         config: bool = False,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-    ) -> Unplugged:
+    ) -> DomainUnplugged:
         """See ``AsyncDomain.unplug_only``."""
         return self._run(self._domain.unplug_only(uuid, live=live, config=config, timeout_s=timeout_s))
 
-    def finish_unplugs(self) -> tuple[Unplugged, ...]:
+    def finish_unplugs(self) -> tuple[DomainUnplugged, ...]:
         """See ``AsyncDomain.finish_unplugs``."""
         return self._run(self._domain.finish_unplugs())
 
