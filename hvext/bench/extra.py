@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from hvext.core.extras import library_missing
 from hvext.errors import ProgramError
 
-_PACKAGES = ("python3-scipy", "python3-matplotlib", "python3-rich")
-
 
 @contextmanager
 def bench_extra() -> Iterator[None]:
@@ -32,4 +30,4 @@ def check_extra(*, table: bool, page: bool) -> None:
 
 
 def _missing(name: str | None) -> ProgramError:
-    return library_missing(str(name), "hvext bench needs", "bench", *_PACKAGES)
+    return library_missing(str(name), "hvext bench needs", "bench")

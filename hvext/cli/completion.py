@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hvext.cli.parser import whole_parser
 from hvext.core.extras import library_missing
 from hvext.core.options import Aio, Cache, DetectZeroes, DeviceModel, Discard, ErrorPolicy, option_names
+from hvext.errors import ProgramError
 
 #: Names without what stands around them in the table of ``hvext providers``; nothing where there are none.
 _LIST = "hvext providers 2>/dev/null | sed 1d | cut -d' ' -f1"
@@ -163,7 +164,13 @@ def completion_script(shell: str) -> str:
             vars(action)["complete"] = shtab.FILE
         elif action.metavar in _FOLDERS:
             vars(action)["complete"] = shtab.DIRECTORY
-    return shtab.complete(parser, shell) + _BEHIND.get(shell, "")
+    try:
+        return shtab.complete(parser, shell) + _BEHIND.get(shell, "")
+    except NotImplementedError as error:
+        raise ProgramError(
+            f"shtab {shtab.__version__} makes no completion for {shell}",
+            hint="shtab 1.10 does; a package of hvext has it in share/fish/vendor_completions.d",
+        ) from error
 
 
 def _arguments(parser: argparse.ArgumentParser, command: str = "") -> Iterator[tuple[str, argparse.Action]]:

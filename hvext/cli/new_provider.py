@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from hvext.cli.output import print_json
-from hvext.core.documentation import page
+from hvext.core.documentation import page_here
 from hvext.core.provider import Action, check_provider_name
 from hvext.errors import HvextError, InputError
 from hvext.host.provider import load_provider
@@ -31,7 +31,7 @@ def new_provider(arguments: argparse.Namespace) -> int:
     print(f"{folder}: {' '.join(files)}")
     print("It works as it is, with files as volumes (root is needed, for loop devices):")
     print(f"  hvext sanity --level contract --search-path {parent} {arguments.name} -p dir=/var/tmp/{arguments.name}")
-    print(f"Put your storage in the places marked with HERE. What it has to keep to: {page('write-a-provider')}")
+    print(f"Put your storage in the places marked with HERE. What it has to keep to: {page_here('write-a-provider')}")
     return 0
 
 

@@ -54,9 +54,9 @@ def print_error(error: HvextError, *, as_json: bool) -> None:
 
 def _help(error: HvextError) -> str:
     """Return the page of the documentation, and the heading on it, that has the error's cause and cure."""
-    from hvext.core.documentation import page
+    from hvext.core.documentation import page_here
 
-    return f"{page('troubleshooting')}#{type(error).__name__.lower()}"
+    return f"{page_here('troubleshooting')}#{type(error).__name__.lower()}"
 
 
 def print_warnings(warnings: Sequence[str]) -> None:

@@ -25,6 +25,11 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
         "pcie-root-port with the disk option bus=",
     ),
     ("file|host_device|host_cdrom", r"No such file", "is the path right? On QEMU's host there is nothing at it"),
+    (
+        ".*",
+        r"connect to '/.*Permission denied",
+        "the user whom QEMU runs as may not write to that socket, or not search a folder that leads there",
+    ),
     (".*", r"connect to '/", "nobody listens at that socket: is its server running?"),
     (".*", r"address resolution failed|Name or service not known|resolve host", "is the host's name right?"),
     (".*", r"Unable to access credentials", "QEMU found no certificate or key there, or its user may not read it"),

@@ -125,7 +125,7 @@ def _library() -> Any:
     try:
         import libvirt
     except ModuleNotFoundError as error:
-        raise library_missing("libvirt's Python library", "--connect needs", "libvirt", "python3-libvirt") from error
+        raise library_missing("libvirt's Python library", "--connect needs", "libvirt") from error
     # It would print each error, also those that are expected.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     # Before the first connection: one that was opened without it has neither events nor keep-alive.

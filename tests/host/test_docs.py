@@ -131,7 +131,8 @@ def test_an_error_in_json_names_the_place_of_its_cure() -> None:
     assert told["man"] == "hvext-errors(7)"
     page, _, anchor = told["help"].partition("#")
     assert anchor == "providernotfound"
-    assert anchor in headings(ROOT / page)
+    assert Path(page) == ROOT / "docs/troubleshooting.md", "an absolute path: it is read from any folder"
+    assert anchor in headings(Path(page))
 
 
 def test_an_error_tells_a_person_where_its_cure_is() -> None:
@@ -144,7 +145,13 @@ def test_an_error_tells_a_person_where_its_cure_is() -> None:
     said = os.read(master, 65536).decode().splitlines()
     os.close(master)
     assert done.returncode == 1
-    assert said[-1] == "see docs/troubleshooting.md#providernotfound, or man hvext-errors"
+    assert said[-1] == f"see {ROOT}/docs/troubleshooting.md#providernotfound, or man hvext-errors"
+
+
+def test_a_new_provider_is_told_where_the_page_is(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "hvext", "new-provider", "mine", "--folder", str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.endswith(f" {ROOT}/docs/write-a-provider.md\n")
 
 
 def test_whoever_has_a_package_and_no_checkout_reads_each_error_in_a_man_page(tmp_path: Path) -> None:
@@ -162,7 +169,11 @@ def test_whoever_has_a_package_and_no_checkout_reads_each_error_in_a_man_page(tm
     )  # fmt: skip
     words = " ".join(shown.stdout.split())
     for name, text in entries().items():
-        for part in re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text).replace("**Cure**", "Cure").strip().split("\n\n"):
+        plain = re.sub(r"\[([^]]*)\]\(#[^)]*\)", r"\1", text).replace("**Cure**", "Cure")
+        # A link to another page is its words and the page's name, or that alone.
+        plain = re.sub(r"\[(?:URIs|failover|migration|recovery)\]\(([\w-]+\.md)[^)]*\)", r"\1", plain)
+        plain = re.sub(r"\[([^]]*)\]\(([\w-]+\.md)[^)]*\)", r"\1 [\2]", plain)
+        for part in plain.strip().split("\n\n"):
             assert " ".join(part.replace("`", "").split()) in words, name
 
 

@@ -22,6 +22,7 @@ import pytest
 
 from hvext.cli import _joined
 from hvext.cli.parser import whole_parser
+from hvext.core.extras import DEBIAN
 from hvext.host import process
 from tests.conftest import need
 
@@ -138,8 +139,48 @@ def test_a_man_page_names_pages_that_are_beside_it(made: Path) -> None:
     assert {"failover.md", "scale.md", "sanity.md"} <= named
 
 
+def described() -> dict[str, list[str]]:
+    return tomllib.loads((ROOT / "packaging/pages.toml").read_text())
+
+
+def test_each_man_page_names_pages_that_tell_of_its_command(made: Path) -> None:
+    assert described().keys() == {name for name, _parser in commands()}
+    for name, pages in described().items():
+        text = (made / f"share/man/man1/hvext-{name}.1").read_text().replace("\\-", "-")
+        assert f"for this page: {', '.join(pages)}" in text.partition(".SH FILES")[2], name
+        for page in pages:
+            told = (ROOT / "docs" / page).read_text()
+            words = name.replace("bench-", "bench ").replace("repoint", "re-?point")
+            assert re.search(rf"\b{words}\b", told, re.IGNORECASE), (name, page)
+    assert described()["bench"] == ["bench.md"]
+
+
+def test_no_link_of_an_installed_page_leads_to_what_is_not_installed(made: Path) -> None:
+    folder = made / "share/doc/hvext"
+    for page in folder.iterdir():
+        for target in re.findall(r"\]\(([^)\s#]+)", page.read_text()):
+            assert "://" in target or (folder / target).is_file(), (page.name, target)
+    assert "| `sample` | a file" in (folder / "shipped-providers.md").read_text()
+
+
+def test_the_page_of_errors_names_the_pages_that_its_entries_lead_to(made: Path) -> None:
+    text = (made / "share/man/man7/hvext-errors.7").read_text().replace("\\-", "-")
+    for words in ("migration.md has the order", "the fence [failover.md]", "All pages are listed in index.md"):
+        assert words in text
+    linked = set(re.findall(r"\]\(([\w-]+\.md)", (ROOT / "docs/troubleshooting.md").read_text().split("## By name")[1]))
+    assert linked <= set(re.findall(r"[\w-]+\.md", text.partition(".SH FILES")[2]))
+
+
+def test_debians_package_names_the_packages_that_hints_ask_for() -> None:
+    control = (ROOT / "packaging/debian/control").read_text()
+    named = set(re.findall(r"python3-[\w.-]+", "".join(re.findall(r"^(?:Suggests|Recommends): .*$", control, re.M))))
+    assert {package for packages in DEBIAN.values() for package in packages} == named
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert DEBIAN.keys() == extras.keys() - {"docs", "packages", "dev"}
+
+
 def test_no_man_page_gives_a_warning(made: Path) -> None:
-    pages = sorted((made / "share/man/man1").iterdir())
+    pages = sorted((made / "share/man").glob("man?/*"))
     lint = subprocess.run(
         [need("mandoc", "mandoc"), "-T", "lint", "-W", "warning", *pages], capture_output=True, text=True, check=False
     )
@@ -156,7 +197,7 @@ def test_help_that_looks_like_a_command_of_troff_is_in_the_page_all_the_same(tmp
     page = tmp_path / "hvext-odd.1"
     page.write_text(write(parser, "hvext-odd", "be odd"))
     shown = done(need("man", "man-db"), "-P", "cat", "-l", page, env=plain())
-    for words in (".hidden is a file…", "'-' is standard input", "\\fB is no bold"):
+    for words in (".hidden is a file...", "'-' is standard input", "\\fB is no bold"):
         assert words in shown
 
 
@@ -367,6 +408,10 @@ def test_a_debian_package_runs_where_it_is_installed_and_leaves_nothing(debian: 
     assert "userspace: rbd:pool/image" in inside("hvext", "explain", "--offline", "-", stdin=ANSWER)
     assert "qemu.qmp" in inside("python3", "-c", "import qemu.qmp; print(qemu.qmp.__name__)")
     assert (root / "usr/share/man/man1/hvext-watch.1.gz").is_file()
+    without = subprocess.run(
+        ["chroot", root, "hvext", "metrics"], capture_output=True, text=True, check=False, env=plain()
+    )
+    assert without.stderr.endswith("hint: apt install python3-prometheus-client\n"), without.stderr
     assert cure_of_a_wrong_name("chroot", root, "hvext", cwd=ROOT) == Path("/usr/share/doc/hvext/troubleshooting.md")
     assert (root / "lib/systemd/system/hvext-watch.service").is_file()
     inside("dpkg", "--purge", "hvext", "python3-qemu.qmp")

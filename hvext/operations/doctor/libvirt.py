@@ -39,7 +39,7 @@ def look(ask: Ask, _needs: Needs) -> Iterator[Finding]:
 
 def _library() -> str:
     """Return what installs the library; in a virtual environment it is built there."""
-    words = install_words("libvirt", "python3-libvirt")
+    words = install_words("libvirt")
     if sys.prefix == sys.base_prefix:
         return words
     return f"apt-get install libvirt-dev pkg-config python3-dev gcc && {words}"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from hvext.core.documentation import page
+from hvext.core.extras import library_words
 from hvext.core.finding import Finding, Severity
 from hvext.operations.doctor.ask import Ask, Needs
 
@@ -25,8 +27,8 @@ def look(_ask: Ask, _needs: Needs) -> Iterator[Finding]:
         found=f"{_distribution()}, {kernel.sysname} {kernel.release} {kernel.machine}, {cpus} processors",
     )
     yield _python()
-    yield _package("versions.hvext", "hvext", "pip install hvext")
-    yield _package("versions.qmp", "qemu.qmp", "pip install 'qemu.qmp>=0.0.5'")
+    yield _package("versions.hvext", "hvext", f"install it: {page('install')}")
+    yield _package("versions.qmp", "qemu.qmp", library_words("qemu.qmp>=0.0.5", "python3-qemu.qmp"))
 
 
 def _python() -> Finding:
