@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _INTERRUPTED = 130
+_RESULT_BYTES = 1 << 20
 #: Commands that are in no journal, and take away all that they made.
 _TIDIED = ("bench", "tune", "new-provider")
 
@@ -72,6 +73,10 @@ def _run(words: Sequence[str]) -> int:
     module, _, function = arguments.run.partition(":")
     if getattr(arguments, "dry_run", False):
         module = f"dry_run.{module}"
+    changes = hasattr(arguments, "dry_run") and words[0] not in _TIDIED
+    changed = False
+    if changes:
+        _write_at_the_end()
     try:
         run = getattr(importlib.import_module(f"hvext.cli.{module}"), function)
         if getattr(arguments, "log", None) or getattr(arguments, "log_file", None):
@@ -80,6 +85,7 @@ def _run(words: Sequence[str]) -> int:
             run = logged(run, words[0])
         _be_tidy_when_ended()
         status = run(arguments)
+        changed = changes and not arguments.dry_run and not status
         sys.stdout.flush()
     except HvextError as error:
         print_error(error, as_json=getattr(arguments, "json", False))
@@ -87,17 +93,32 @@ def _run(words: Sequence[str]) -> int:
     except KeyboardInterrupt as reason:
         # It is over: there is nothing left that a second one could end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        interrupted = _interrupted(reason, changes=hasattr(arguments, "dry_run") and words[0] not in _TIDIED)
+        interrupted = _interrupted(reason, changes=changes)
         print_error(interrupted, as_json=getattr(arguments, "json", False))
         return _INTERRUPTED
     except OSError as error:
         # Providers and QEMU raise errors of their own: what has no name is standard output.
         stop_output()
-        if not isinstance(error, BrokenPipeError):
-            what = error.filename or "cannot write the result"
-            print_error(HvextError(f"{what}: {error.strerror}"), as_json=getattr(arguments, "json", False))
+        if changed or not isinstance(error, BrokenPipeError):
+            what = "done, but the result could not be written" if changed else "cannot write the result"
+            print_error(
+                HvextError(f"{error.filename or what}: {error.strerror}"), as_json=getattr(arguments, "json", False)
+            )
         return 1
     return int(status or 0)
+
+
+def _write_at_the_end() -> None:
+    """Have what is printed written when the command is over: where that fails, all was done, and can be told to be.
+
+    Whoever tells Python to buffer nothing, and a long result, would have it fail before.
+    """
+    # In another program, and in tests, it is theirs.
+    ours, out = sys.stdout is sys.__stdout__, sys.stdout
+    if ours and not out.isatty():
+        sys.stdout = open(  # noqa: SIM115
+            out.fileno(), "w", _RESULT_BYTES, encoding=out.encoding, errors=out.errors, closefd=False
+        )
 
 
 def _interrupted(reason: KeyboardInterrupt, *, changes: bool) -> HvextError:

@@ -29,20 +29,35 @@ def read_result(name: str) -> Result:
 
 def check_writable(name: str | None) -> None:
     """Raise InputError now for a file that could not be written later: what it is for takes its time."""
+    if name == "-":
+        raise InputError(
+            "- is no name of a file here: standard output has the rest of what the command says",
+            hint="/dev/stdout for a pipe, ./- for a file that is called so",
+        )
     if name and not Path(name).absolute().parent.is_dir():
         raise InputError(f"cannot write {name}: there is no folder {Path(name).absolute().parent}")
 
 
 def write_whole(name: str | None, text: str) -> None:
-    """Write a file, which is there as a whole or as it was; without a name nothing. Raises HvextError."""
+    """Write a file, which is there as a whole or as it was; without a name nothing. Raises HvextError.
+
+    What is no ordinary file (a pipe, a terminal) is written into.
+    """
+    check_writable(name)
     if not name:
         return
+    # A link stays one: /dev/stdout is a link to a file where standard output is.
     path = Path(name)
+    path = path.resolve() if path.is_file() else path
+    whole = path.is_file() or not path.exists()
     new = path.with_name(f".{path.name}.new")
     kept = f"{text}\n".encode()
     try:
-        new.write_bytes(gzip.compress(kept, mtime=0) if name.endswith(_PACKED) else kept)
-        new.replace(path)
+        if whole:
+            new.write_bytes(gzip.compress(kept, mtime=0) if name.endswith(_PACKED) else kept)
+            new.replace(path)
+        else:
+            path.write_bytes(kept)
     except OSError as error:
         # What there was room for is of no use to anybody.
         with contextlib.suppress(OSError):

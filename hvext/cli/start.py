@@ -85,13 +85,32 @@ def parse_disk(text: str) -> Disk:
 
 def given_disks(arguments: argparse.Namespace) -> list[Disk]:
     """Return the disks of ``--disk`` and ``--disks``; raises InputError when there is none."""
-    disks = [parse_disk(text) for text in arguments.disk]
+    disks = _parse_disks(arguments.disk)
     if arguments.disks:
         secrets = file_values(arguments.parameter_file)
         disks += _from_file(arguments.disks, secrets)
     if not disks:
         raise InputError("no disks are given", hint="name them with --disk or --disks")
     return disks
+
+
+def _parse_disks(texts: Sequence[str]) -> list[Disk]:
+    """Return the disks of all ``--disk``; of several, an error says which one is wrong."""
+    disks = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            disks.append(parse_disk(text))
+        except InputError as error:
+            if len(texts) == 1:
+                raise
+            hint = error.hint or "each --disk is a whole disk: provider=NAME,volume=NAME,…"
+            raise InputError(f"the {_ordinal(number)} --disk: {error.message}", hint=hint) from error
+    return disks
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def file_values(texts: Sequence[str]) -> dict[str, str]:
@@ -106,15 +125,26 @@ def read_json(name: str, what: str) -> object:
             return json.loads(sys.stdin.read())
         with open(name, encoding="utf-8") as file:  # noqa: PTH123
             return json.loads(file.read())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {what} from {name}: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {what} from {name}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {what} from {name}: it is no JSON ({_why_no_json(error)})") from error
+
+
+def _why_no_json(error: Exception) -> str:
+    """Return what is wrong with a text that is no JSON, in words."""
+    if isinstance(error, json.JSONDecodeError):
+        if not error.doc.strip():
+            return "it is empty"
+        return f"line {error.lineno}, column {error.colno}"
+    return "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it is nested too deeply"
 
 
 def _from_json(text: str, where: str) -> Disk:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}") from error
+        raise InputError(f"{where} is not JSON ({_why_no_json(error)})") from error
     if not isinstance(value, dict):
         raise InputError(f"{where} must be a JSON object")
     return Disk.from_mapping(value)
@@ -128,7 +158,13 @@ def _from_file(name: str, secrets: Mapping[str, str]) -> list[Disk]:
         return [*Description.from_json(values).completed(secrets).disks]
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise InputError(f"{name} must hold a JSON list of disks, or what hvext migrate-begin printed")
-    return [Disk.from_mapping(value) for value in values]
+    disks = []
+    for number, value in enumerate(values, start=1):
+        try:
+            disks.append(Disk.from_mapping(value))
+        except InputError as error:
+            raise InputError(f"the {_ordinal(number)} disk in {name}: {error.message}", hint=error.hint) from error
+    return disks
 
 
 def _print(start: Start, form: str, *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from hvext.core.uri import shown
 from hvext.core.uri.mask import masked
 from hvext.core.uri.schemes import is_known_scheme
 from hvext.core.value import field, value_object
-from hvext.errors import AnswerError
+from hvext.errors import AnswerError, InputError
 
 MAX_BYTES = 64 * 1024
 MAX_LINE_BYTES = 4096
@@ -57,12 +57,18 @@ class Attachment:
         return tuple(line.uri for line in self.uris if line.hypervisor == wanted)
 
 
-def parse_answer(stdout: bytes) -> Attachment:
-    """Return what ``attach`` offers.
+def parse_answer(stdout: bytes | str) -> Attachment:
+    """Return what ``attach`` offers; ``stdout`` is what it printed, as bytes or as text.
 
     Whether the path is a block device is not looked at here: see ``check_block_path``. Raises AnswerError, which
-    names the line, for an answer that offers nothing or cannot be trusted.
+    names the line, for an answer that offers nothing or cannot be trusted, and
+    InputError for what is neither bytes nor text.
     """
+    if isinstance(stdout, str):
+        # What was no text when it was read is refused in its line, as in bytes.
+        stdout = stdout.encode(errors="surrogatepass")
+    if not isinstance(stdout, bytes):
+        raise InputError(f"an answer of attach must be bytes or text, not {type(stdout).__name__}")
     lines = _decoded_lines(stdout)
     warnings: list[str] = []
     path = _trimmed(lines[0], 1, "the block device path", warnings)

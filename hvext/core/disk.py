@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hvext.core.access import Access
 from hvext.core.identity import DiskNames, derived_uuid
 from hvext.core.identity import parse_uuid as parse_uuid
-from hvext.core.options import DiskOptions
+from hvext.core.options import DiskOptions, of_kind
 from hvext.core.provider import check_provider_name
 from hvext.core.secret import ROLES, Secret, check_roles
 from hvext.core.text import quoted
@@ -31,7 +31,15 @@ class Disk:
     options: DiskOptions = field(default_factory=DiskOptions)
 
     def __post_init__(self) -> None:
-        check_provider_name(self.provider)
+        check_provider_name(_text(self.provider, "provider"))
+        if type(self.access) is not Access:
+            object.__setattr__(self, "access", of_kind("access", self.access, Access))
+        of_kind("volume", self.volume, Volume)
+        of_kind("options", self.options, DiskOptions)
+        if not isinstance(self.secret_files, Mapping):
+            raise InputError("secret_files must be a mapping of roles to paths")
+        for role, path in self.secret_files.items():
+            _text(path, f"secret_files of {_text(role, 'secret role')}")
         check_roles(self.secret_files)
 
     @property

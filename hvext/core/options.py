@@ -6,11 +6,11 @@ The names are QEMU's where QEMU has one (see qemu(1), ``-drive`` and ``-device``
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 from hvext.core.text import checked, quoted
-from hvext.core.value import field, fields, replace, value_object
+from hvext.core.value import MISSING, field, fields, replace, value_object
 from hvext.errors import InputError
 
 TYPE_CHECKING = False
@@ -166,6 +166,32 @@ _QUEUES_MAX = 1024
 _SERIAL_BYTES = {DeviceModel.VIRTIO_BLK: 20, DeviceModel.SCSI_HD: 36}
 
 
+_WORDS = {str: "text", int: "a whole number", bool: "True or False"}
+_PLACEMENT_KINDS: tuple[tuple[str, type], ...] = (("bus", str), ("addr", str), ("scsi_id", int), ("lun", int))
+
+
+def _check_kinds(value: object, kinds: Iterable[tuple[str, type]]) -> None:
+    """Raise InputError for a field that is none of its kind; text that is the value of a word becomes the word.
+
+    What is None by default may be None.
+    """
+    own = value.__dict__
+    for name, kind in kinds:
+        given = own[name]
+        # Disks are made again and again, and nearly always of the very types.
+        if type(given) is not kind and (given is not None or getattr(type(value), name, MISSING) is not None):
+            object.__setattr__(value, name, of_kind(name, given, kind))
+
+
+def of_kind(name: str, given: object, kind: type) -> Any:
+    """Return the value of a field when it is of its kind, or text for one of its words; raises InputError."""
+    if isinstance(given, kind) and not (kind is int and isinstance(given, bool)):
+        return given
+    if issubclass(kind, StrEnum):
+        return _one_of(kind)(name, given)
+    raise InputError(f"{name} must be {_WORDS.get(kind, f'a value of hvext.{kind.__name__}')}; got {given!r}")
+
+
 @value_object
 class Placement:
     """Where in the guest the device sits; what is None is left to QEMU or chosen from what it reports.
@@ -180,6 +206,7 @@ class Placement:
     lun: int | None = None
 
     def __post_init__(self) -> None:
+        _check_kinds(self, _PLACEMENT_KINDS)
         if self.bus is not None and not re.match(_BUS, self.bus):
             raise InputError(f"bus {quoted(self.bus)} cannot be the id of a bus in QEMU")
         if self.addr is not None and not re.match(r"(0x)?[01]?[0-9a-f](\.[0-7])?\Z", self.addr):
@@ -188,6 +215,24 @@ class Placement:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= limit:
                 raise InputError(f"{name} must be between 0 and {limit}; got {value}")
+
+
+_OPTION_KINDS: tuple[tuple[str, type], ...] = (
+    ("device", DeviceModel),
+    ("cache", Cache),
+    ("aio", Aio),
+    ("discard", Discard),
+    ("detect_zeroes", DetectZeroes),
+    ("werror", ErrorPolicy),
+    ("rerror", ErrorPolicy),
+    ("read_only", bool),
+    ("serial", str),
+    ("bootindex", int),
+    ("iothread", str),
+    ("queues", int),
+    ("throttle", Throttle),
+    ("placement", Placement),
+)
 
 
 @value_object
@@ -217,6 +262,7 @@ class DiskOptions:
     placement: Placement = field(default_factory=Placement)
 
     def __post_init__(self) -> None:
+        _check_kinds(self, _OPTION_KINDS)
         if self.aio is Aio.NATIVE and not self.cache_mode.direct:
             raise InputError(f"aio=native needs cache=none or directsync, not {self.cache}")
         if self.detect_zeroes is DetectZeroes.UNMAP and self.discard is not Discard.UNMAP:

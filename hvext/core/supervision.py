@@ -62,6 +62,7 @@ class Happening(StrEnum):
     UNPLUGGED = "unplugged"
     TROUBLE = "trouble"
     HURRIED = "hurried"
+    LOOKED = "looked"
     ENDING = "ending"
 
 

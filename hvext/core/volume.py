@@ -67,11 +67,21 @@ class Volume:
     parameters: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        for what, text in (("name", self.name), ("cname", self.cname or "")):
+            if not isinstance(text, str):
+                raise InputError(f"a volume's {what} must be text; got {text!r}")
+        if not isinstance(self.uuid, uuid_module.UUID):
+            raise InputError(f"a volume's uuid must be a uuid.UUID; got {self.uuid!r}", hint="uuid.UUID(text)")
+        if not isinstance(self.parameters, Mapping):
+            raise InputError("a volume's parameters must be a mapping of names to values")
         check_volume_name(self.name)
         if self.cname is not None:
             checked(self.cname, "volume cname")
         seen: dict[str, str] = {}
         for name, value in self.parameters.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                # The value is not quoted: it may be a secret.
+                raise InputError(f"parameter {name!r} must be text, not {type(value).__name__}")
             if not (name.isascii() and name.isidentifier()):
                 raise InputError(
                     f"parameter name {quoted(name)} cannot become an environment variable that a shell can read",

@@ -350,7 +350,8 @@ def _log_file(directory: str | None, action: Action, provider: Provider, volume:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:
         raise ProviderError(
-            f"cannot write the log {path}: {error.strerror}", hint="choose another log directory, or none"
+            f"cannot write the log {path}: {error.strerror}",
+            hint="--log-dir DIR or HVEXT_LOG_DIR names another folder; --log-dir none keeps no logs",
         ) from error
     with os.fdopen(descriptor, "wb", buffering=0) as stream:
         log = _Log(path, stream, volume.secrets)

@@ -154,12 +154,15 @@ async def _placing(work: PlugWork, questions: Questions) -> AsyncIterator[asynci
 
 def already(running: RunningDisk) -> Plugged:
     """Return the result for a disk that the guest has; raises PlugError for a device that is not the disk's."""
+    # Most disks that are plugged are not there: what tells the access in use has no other use here.
+    from hvext.core.observation import access_of
+
     if running.behind_vhost_user:
         return Plugged(
             changed=False,
             device=str(running.device),
             node="",
-            access="",
+            access=access_of(running) or "",
             location=str(running.to_json()["uri"]),
             reason=_ALREADY,
         )
@@ -173,7 +176,7 @@ def already(running: RunningDisk) -> Plugged:
         changed=False,
         device=str(running.device),
         node=running.root.name,
-        access="",
+        access=access_of(running) or "",
         location=node.where if node else "",
         reason=_ALREADY,
     )

@@ -321,8 +321,14 @@ def test_a_wrong_command_or_value_ends_with_2_and_says_what_is_wrong(words: list
             "unrecognized arguments: --newsize; did you mean --new-size?",
         ),
         (["create", "sample", "v"], "the following arguments are required: --size"),
-        (["plug", "--verb"], "one of the arguments --qmp --connect is required"),
-        (["grow", "--size", "1", "--new-s", "2", "--", "--v"], "the following arguments are required: VOLUME"),
+        (["plug", "--verbose"], "one of the arguments --qmp --connect is required"),
+        (["plug", "--verb"], "unrecognized arguments: --verb; did you mean --verbose?"),
+        (["audit", "--qmp-time", "5"], "unrecognized arguments: --qmp-time 5; did you mean --qmp-timeout?"),
+        (
+            ["unplug", "--qmp", "x", "--disk", "provider=a,volume=b"],
+            "unrecognized arguments: --disk; did you mean --disk-uuid?",
+        ),
+        (["grow", "--size", "1", "--new-size", "2", "--", "--v"], "the following arguments are required: VOLUME"),
         (["audit", "--conect", "y"], "unrecognized arguments: --conect y"),
     ],
 )
@@ -656,7 +662,13 @@ def test_disks_are_read_as_json_from_an_option_a_file_or_standard_input(tmp_path
         (["--disk", "provider=p,volume=a,volume=b"], b"", "--disk has volume twice"),
         (["--disk", "provider=p,volume=a,colour=red"], b"", "no disk option 'colour'"),
         (["--disk", "provider=p,volume=a,access=maybe"], b"", "access must be one of"),
-        (["--disk", "{"], b"", "--disk is not JSON"),
+        (["--disk", "provider=p", "--disk", "volume=v"], b"", "the 1st --disk: a disk needs volume="),
+        (["--disk", "provider=p,volume=a", "--disk", "volume=v"], b"", "the 2nd --disk: a disk needs provider="),
+        (["--disk", "provider=p,volume=a", "--disk", "volume=v"], b"", "hint: each --disk is a whole disk: provider="),
+        (["--disks", "-"], b'[{"provider": "p", "volume": "a"}, {"volume": "b"}]', "the 2nd disk in -: a disk needs"),
+        (["--disks", "-"], b"root:x:0", "cannot read disks from -: it is no JSON (line 1, column 1)"),
+        (["--disks", "-"], b"\n", "cannot read disks from -: it is no JSON (it is empty)"),
+        (["--disk", "{"], b"", "--disk is not JSON (line 1, column 2)"),
         (["--disk", '{"provider":"p","volume":3}'], b"", "a disk's volume must be text, not int"),
         (["--disks", "-"], b"", "cannot read disks from -"),
         (["--disks", "-"], b"{}", "- must hold a JSON list of disks"),
@@ -739,6 +751,45 @@ def test_closed_or_full_streams_cause_no_traceback(
         check=False,
     )
     assert (ended.returncode, ended.stderr.decode()) == (status, words)
+
+
+def test_a_change_that_was_done_is_told_of_where_its_result_cannot_be_written(
+    tmp_path: Path, provided: list[str]
+) -> None:
+    attach = ["attach", "p", "a", *provided]
+    told = into_closed_pipe(*attach)
+    assert told == Ended(1, "", "hvext: done, but the result could not be written: Broken pipe\n")
+    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    for words, said in (
+        (attach, "done, but the result could not be written"),
+        ([*attach, "--dry-run"], "cannot write"),
+    ):
+        with open("/dev/full", "wb") as full:  # noqa: PTH123
+            argv = [sys.executable, "-m", "hvext", *words]
+            ended = subprocess.run(argv, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, env=unbuffered, check=False)
+        assert (ended.returncode, ended.stderr.decode().startswith(f"hvext: {said}")) == (1, True), ended.stderr
+    assert actions(read_calls(tmp_path / "record"), "a")[0] == "attach"
+
+
+def test_a_page_goes_to_a_file_or_a_pipe_by_its_name_and_not_to_a_file_called_minus(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    for words in (
+        ["report", "--html", "-"],
+        ["bench", "sample", "v", "--html", "-"],
+        ["bench", "sample", "v", "--out", "-"],
+    ):
+        refused = hvext(*words, status=2, HVEXT_STATE_DIR=state)
+        assert ("- is no name of a file here" in refused.err, "/dev/stdout" in refused.err) == (True, True)
+    assert not (ROOT / "-").exists()
+    stdout = Path("/dev/stdout").readlink()
+    assert hvext("report", "--html", "/dev/stdout", status=0, HVEXT_STATE_DIR=state).out.startswith("<!doctype html>")
+    assert Path("/dev/stdout").readlink() == stdout
+    page = tmp_path / "page"
+    link = tmp_path / "link"
+    link.symlink_to(page)
+    page.write_text("old")
+    hvext("report", "--html", str(link), status=0, HVEXT_STATE_DIR=state)
+    assert (link.is_symlink(), page.read_text().startswith("<!doctype html>")) == (True, True)
 
 
 def test_text_that_the_terminal_cannot_show_is_printed_all_the_same(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hvext.bench import extra
 from hvext.cli.demo import _folder, _own_places
+from hvext.core.extras import DEBIAN
 from hvext.errors import HvextError
 from hvext.host.files import private_folder
 from hvext.host.journal import state_folder
@@ -111,6 +111,6 @@ def test_what_builds_packages_is_what_the_setup_for_it_installs() -> None:
 
 
 def test_the_package_suggests_what_a_benchmark_asks_for() -> None:
-    wanted = set(extra._PACKAGES)
+    wanted = set(DEBIAN["bench"])
     assert len(wanted) == 3
     assert wanted <= control("Suggests")

@@ -241,7 +241,7 @@ def test_storage_without_space_is_said_and_not_taken_for_dead(make_fleet: Callab
         assert fleet.statuses() == ["io-error"]
         assert watch.events() == ["watching", "no-space"]
         assert "hvext resume" in watch.notices()[-1]["words"]
-        assert once_more(watch, tmp_path, own) == (1, ["watching", "no-space"])
+        assert once_more(watch, tmp_path, own) == (1, ["watching", "no-space", "looked"])
     monitor = fleet.folder / "test/vm0"
     status, out, err = said("audit")
     assert (status, "stopped by an I/O error" in out, f"hvext resume --qmp {monitor}" in out) == (1, True, False)
@@ -347,13 +347,23 @@ def test_a_socket_that_is_not_there_is_said_once_or_a_typo_would_leave_a_guest_u
     assert ("No such file" in words[0], "no socket" in words[1], "no socket fits" in words[2]) == (True, True, True)
     # With --once, beside a monitor that is looked at.
     status, said_once = once(tmp_path, "--qmp", named[0], "--qmp-glob", named[2])
-    assert (status, sorted(notice["monitor"] for notice in said_once)) == (1, sorted([named[0], named[2]]))
+    assert (status, sorted(notice["monitor"] for notice in said_once)) == (1, sorted(["", named[0], named[2]]))
 
 
 def test_a_guest_that_cannot_be_reached_is_not_well(tmp_path: Path) -> None:
     status, said = once(tmp_path, "--qmp", tmp_path / "nobody")
     assert status == 1
-    assert [notice["event"] for notice in said] == ["unreachable"]
+    assert [notice["event"] for notice in said] == ["unreachable", "looked"]
+    assert said[-1]["words"] == "1 of 1 guest not well"
+
+
+def test_a_look_ends_with_what_it_has_found(make_fleet: Callable[..., Fleet], tmp_path: Path) -> None:
+    fleet = make_fleet(2)
+    status, said = once(tmp_path, "--qmp", fleet.monitors[0], "--qmp", fleet.monitors[1])
+    assert (status, [notice["event"] for notice in said]) == (0, ["watching", "watching", "looked"])
+    last = said[-1]
+    assert (last["words"], last["monitor"]) == ("all is well: 2 guests, 2 disks", "")
+    assert [last[name] for name in ("guests", "disks", "not_well", "failed_over")] == [2, 2, 0, 0]
 
 
 def test_guests_that_come_and_go_are_found_and_dropped(make_fleet: Callable[..., Fleet], tmp_path: Path) -> None:

@@ -131,7 +131,10 @@ def test_a_result_begins_with_the_volume_as_it_was_typed_and_has_the_device_behi
         assert found is not None
         began = f"pools/v1 ({found[1]}): "
         uuid = ("--disk-uuid", json.loads(host.run("disks", "web1", "--json")[1])[0]["uuid"])
-        assert host.run("plug", "web1", *volume, *SCSI)[1].startswith("pools/v1: unchanged as hv-")
+        again = host.run("plug", "web1", *volume, *SCSI)[1]
+        assert re.match(r"pools/v1: unchanged as hv-\S+, userspace ", again), again
+        result = json.loads(host.run("plug", "web1", *volume, *SCSI, "--json")[1])
+        assert (result["changed"], result["access"]) == (False, "userspace")
         copy = f"file:{host.folder}/copy"
         assert host.run("repoint", "web1", *volume, "--to", copy)[1].startswith(f"{began}moved from ")
         # What the journal knows of the disk, nobody has to type.
@@ -240,11 +243,13 @@ def test_who_cannot_read_roots_journal_is_told_so_and_not_that_all_is_empty(
     with own_home():
         audited, topped = said("audit"), said("top", "--once", "--interval", "0.01")
         noted = said("audit", "--json")
+        journal = f"{os.environ['XDG_STATE_HOME']}/hvext"
     for _status, _out, err in (audited, topped, noted):
         assert "/home/hvext has no VM" in err
         assert "/roots, cannot be read by this user: run it as root" in err
         assert "HVEXT_STATE_DIR" in err
     assert (audited[0], noted[1]) == (0, "[]\n")
+    assert audited[1] == f"in this journal ({journal}) nothing is left over, and nothing is unfinished\n"
     assert "/home/hvext" in topped[1]
     # Who has chosen one has chosen it, and is told which.
     monkeypatch.setenv("HVEXT_STATE_DIR", f"{os.environ['XDG_STATE_HOME']}/chosen")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from hvext.core.answer import (
     parse_answer,
 )
 from hvext.core.provider import FileKind
-from hvext.errors import AnswerError
+from hvext.errors import AnswerError, InputError
 
 D = "/dev/rbd0"
 
@@ -222,3 +224,13 @@ def test_what_was_printed_comes_back(path: str | None, uris: list[str], end: str
         return
     answer = parse_answer(end.join(lines).encode())
     assert (answer.block_path, answer.uris_for("kvm"), answer.warnings) == (path, tuple(uris), ())
+
+
+def test_an_answer_may_be_text_and_nothing_else_but_bytes() -> None:
+    text = "/dev/rbd0\nkvm:rbd:p/\u00fc\n"
+    assert parse_answer(text) == parse_answer(text.encode())
+    with pytest.raises(AnswerError, match="not UTF-8 in line 2"):
+        parse_answer("/dev/x\nkvm:rbd:\udcff")
+    nothing: Any = None
+    with pytest.raises(InputError, match="must be bytes or text, not NoneType"):
+        parse_answer(nothing)

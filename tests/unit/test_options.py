@@ -236,3 +236,41 @@ def test_any_mapping_is_options_or_an_input_error(mapping: dict[str, Any]) -> No
         name = key.replace("-", "_")
         holder = next(part for part in (options, options.throttle, options.placement) if hasattr(part, name))
         assert str(getattr(holder, name)) in (str(value), str(value).lstrip("0") or "0", "True", "False")
+
+
+WRONG_KINDS: list[tuple[type, dict[str, Any], str]] = [
+    (DiskOptions, {"cache": "foo"}, "cache must be one of none, writeback"),
+    (DiskOptions, {"aio": "x"}, "aio must be one of threads, native, io_uring; got 'x'"),
+    (DiskOptions, {"device": "ide"}, "device must be one of virtio-blk-pci, scsi-hd; got 'ide'"),
+    (DiskOptions, {"device": None}, "device must be one of"),
+    (DiskOptions, {"discard": True}, "discard must be one of"),
+    (DiskOptions, {"detect_zeroes": 1}, "detect_zeroes must be one of"),
+    (DiskOptions, {"werror": "panic"}, "werror must be one of"),
+    (DiskOptions, {"rerror": 0}, "rerror must be one of"),
+    (DiskOptions, {"read_only": "yes"}, "read_only must be True or False; got 'yes'"),
+    (DiskOptions, {"serial": b"x"}, "serial must be text; got b'x'"),
+    (DiskOptions, {"bootindex": True}, "bootindex must be a whole number; got True"),
+    (DiskOptions, {"iothread": 5}, "iothread must be text; got 5"),
+    (DiskOptions, {"queues": "2"}, "queues must be a whole number; got '2'"),
+    (DiskOptions, {"throttle": {"iops_total": 5}}, "throttle must be a value of hvext.Throttle"),
+    (DiskOptions, {"placement": None}, "placement must be a value of hvext.Placement"),
+    (Placement, {"bus": 1}, "bus must be text; got 1"),
+    (Placement, {"addr": 5}, "addr must be text; got 5"),
+    (Placement, {"scsi_id": "1"}, "scsi_id must be a whole number; got '1'"),
+    (Placement, {"lun": 1.0}, "lun must be a whole number; got 1.0"),
+]
+
+
+@pytest.mark.parametrize(("kind", "values", "words"), WRONG_KINDS, ids=[str(values) for _, values, _ in WRONG_KINDS])
+def test_a_value_of_a_wrong_kind_is_refused_by_its_fields_name(kind: type, values: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        kind(**values)
+    assert words in caught.value.message
+
+
+def test_an_option_may_be_given_by_its_word_and_is_the_member_then() -> None:
+    words: dict[str, Any] = {"device": "scsi-hd", "cache": "directsync", "aio": "native", "werror": "stop"}
+    options = DiskOptions(**words)
+    assert options == DiskOptions.from_mapping(words)
+    assert (options.cache, options.aio) == (Cache.DIRECTSYNC, Aio.NATIVE)
+    assert options.cache is Cache.DIRECTSYNC

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hvext.core.access import Access
+from hvext.core.disk import Disk
 from hvext.core.volume import Volume, check_size_mib, check_volume_name, derived_uuid, metadata_text
 from hvext.errors import InputError
 
@@ -130,3 +133,43 @@ def test_a_possible_size_is_taken(size: int) -> None:
 def test_an_impossible_size_is_refused_with_its_name(size: int) -> None:
     with pytest.raises(InputError, match="new size must be a whole number of MiB"):
         check_size_mib(size, "new size")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"name": 5}, "a volume's name must be text; got 5"),
+        ({"cname": 5}, "a volume's cname must be text; got 5"),
+        ({"uuid": str(UUID)}, f"a volume's uuid must be a uuid.UUID; got '{UUID}'"),
+        ({"parameters": [("a", "b")]}, "parameters must be a mapping"),
+        ({"parameters": {"size": 5}}, "parameter 'size' must be text, not int"),
+    ],
+)
+def test_a_volumes_value_of_a_wrong_kind_is_refused_by_its_fields_name(values: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"name": "v", "uuid": UUID} | values
+    with pytest.raises(InputError) as caught:
+        Volume(**given)
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"provider": 5}, "a disk's provider must be text, not int"),
+        ({"volume": "v"}, "volume must be a value of hvext.Volume; got 'v'"),
+        ({"access": "maybe"}, "access must be one of prefer-userspace, userspace, kernelspace; got 'maybe'"),
+        ({"options": {"cache": "none"}}, "options must be a value of hvext.DiskOptions"),
+        ({"secret_files": "/etc/key"}, "secret_files must be a mapping"),
+        ({"secret_files": {"key": b"/etc/key"}}, "a disk's secret_files of key must be text, not bytes"),
+    ],
+)
+def test_a_disks_value_of_a_wrong_kind_is_refused_by_its_fields_name(values: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"provider": "p", "volume": Volume(name="v", uuid=UUID)} | values
+    with pytest.raises(InputError) as caught:
+        Disk(**given)
+    assert words in caught.value.message
+
+
+def test_the_access_of_a_disk_may_be_given_by_its_word() -> None:
+    word: Any = "kernelspace"
+    assert Disk(provider="p", volume=Volume(name="v", uuid=UUID), access=word).access is Access.KERNELSPACE

@@ -228,7 +228,7 @@ def test_a_guest_without_any_storage_is_given_up_and_stays_paused_until_there_is
             assert watch.end() == 0
         code, said_once = once(tmp_path, *own)
         assert code == 1
-        assert [notice["event"] for notice in said_once] == ["watching", "stopped", "try-failed", "gave-up"]
+        assert [notice["event"] for notice in said_once] == ["watching", "stopped", "try-failed", "gave-up", "looked"]
         with watching(tmp_path, *own, *QUICK, "--give-up-tries", "1") as watch:
             watch.wait_for("gave-up")
             again = stack.enter_context(only_server.start())
@@ -242,7 +242,7 @@ def test_a_guest_without_any_storage_is_given_up_and_stays_paused_until_there_is
             watch.wait_for("resumed", times=2)
             assert watch.end() == 0
         code, said_once = once(tmp_path, *own)
-        assert (code, [notice["event"] for notice in said_once]) == (0, ["watching"])
+        assert (code, [notice["event"] for notice in said_once]) == (0, ["watching", "looked"])
         verdict = writer.stop()
         with open_vm(str(guest.machine.qmp_path), host=host) as vm:
             assert vm.unplug(disk).finished
@@ -349,7 +349,13 @@ def test_a_look_brings_a_stopped_guest_back_and_says_that_all_is_well(
     kill_servers(storage)
     wait_until(lambda: status(guest) == "io-error", "the guest stops")
     code, said = once(tmp_path, "--qmp", qmp)
-    assert (code, [notice["event"] for notice in said]) == (0, ["watching", "stopped", "failed-over", "resumed"])
+    assert (code, [notice["event"] for notice in said]) == (
+        0,
+        ["watching", "stopped", "failed-over", "resumed", "looked"],
+    )
+    assert said[-1]["words"] == "1 of 1 disk stands failed over: a watch without --once moves it back"
+    # So does one that finds it so.
+    assert once(tmp_path, "--qmp", qmp)[1][-1]["failed_over"] == 1
     assert status(guest) == "running"
     # A watch that comes later knows that the disk is not where it prefers to be.
     with watching(tmp_path, "--qmp", qmp, *QUICK) as watch:

@@ -37,6 +37,10 @@ class _Parser(argparse.ArgumentParser):
     _connects = False
     _words: Sequence[str] = ()
 
+    def __init__(self, **values: Any) -> None:
+        # The beginning of an option is no option: it would mean another one as soon as there are two with it.
+        super().__init__(allow_abbrev=False, **values)
+
     def error(self, message: str) -> NoReturn:
         if "required" in message and (unknown := self._unknown_options()):
             # Most often it is one of these that was to be the one that is missing.
@@ -47,7 +51,13 @@ class _Parser(argparse.ArgumentParser):
         if "--json" in sys.argv:
             import json
 
-            value = {"error": {"type": "UsageError", "message": message, "hint": hint}}
+            from hvext.core.documentation import page_here
+
+            value = {
+                "error": {"type": "UsageError", "message": message, "hint": hint},
+                "help": f"{page_here('troubleshooting')}#inputerror",
+                "man": "hvext-errors(7)",
+            }
             print(json.dumps(value, ensure_ascii=False), file=sys.stderr)
             self.exit(2)
         # No usage: it would hide the one line that says what is wrong.
@@ -68,12 +78,12 @@ class _Parser(argparse.ArgumentParser):
         return known, rest
 
     def _unknown_options(self) -> list[str]:
-        """Return the words that look like options and are none of this command's, nor the beginning of one."""
+        """Return the words that look like options and are none of this command's."""
         before_names = list(self._words)
         if "--" in before_names:
             del before_names[before_names.index("--") :]
         names = [word.partition("=")[0] for word in before_names if word.startswith("--")]
-        return [name for name in names if not any(each.startswith(name) for each in self._option_string_actions)]
+        return [name for name in names if name not in self._option_string_actions]
 
     def _unrecognized(self, words: Sequence[str]) -> str:
         """Return the complaint about words that the command does not know, with the option that the first may mean."""

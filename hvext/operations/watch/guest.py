@@ -19,6 +19,7 @@ from hvext.core.observation import ObservedVm, Writers
 from hvext.core.record import Intent, VmRecord
 from hvext.core.servers import server_key
 from hvext.core.supervision import GiveUpRule, Guest, GuestState, Happening, Notice
+from hvext.core.value import value_object
 from hvext.errors import CommandTimeout, HvextError, MonitorError
 from hvext.host.provider import ProviderHost
 from hvext.host.qmp import CONNECT_TIMEOUT_S, parse_address
@@ -49,6 +50,14 @@ _OBSERVE_S = 2.0
 _CONNECTIONS = 2
 
 
+@value_object
+class Found:
+    """What one look has found of a guest: how many disks it has, and how many of them stand failed over."""
+
+    disks: int
+    failed_over: int
+
+
 class WatchedGuest:
     """Supervises the guest whose monitor is at ``address``, for as long as there is one."""
 
@@ -76,11 +85,17 @@ class WatchedGuest:
         self._errors: dict[uuid_module.UUID, int] = {}
         self._errors_said: dict[uuid_module.UUID, float] = {}
         self._jobs: set[str] = set()
+        self._found: Found | None = None
 
     @property
     def well(self) -> bool:
         """Whether the guest was reached, and nothing has to be done for it."""
         return self._care is not None and self._care.guest.well and not self._care.frozen
+
+    @property
+    def found(self) -> Found | None:
+        """What one look has found, with ``once``; None for a guest that could not be looked at to its end."""
+        return self._found
 
     def hurry(self) -> None:
         """Look at the guest now."""
@@ -221,6 +236,9 @@ class WatchedGuest:
             await asyncio.sleep(min(1.0, self._settings.stuck_s / 2))
         await self._dispatcher.settled(self._jobs)
         await self._see(care, act=False)
+        away = await care.vm.failed_over()
+        there = {uuid for uuid, running in care.seen.items() if running.device is not None}
+        self._found = Found(disks=len(there), failed_over=len(away & there))
 
     # --- What QEMU announces ------------------------------------------------------------------------------------------
 

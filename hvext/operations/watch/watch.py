@@ -148,7 +148,26 @@ class Watch:
         while self._guests and not self._stopping:
             await asyncio.wait([*self._guests.values(), stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
+        if found and not self._stopping:
+            self._say_looked()
         return self._all_well()
+
+    def _say_looked(self) -> None:
+        """Say what one look has found of all guests together."""
+        guests = self._watched.values()
+        seen = [guest.found for guest in guests if guest.found is not None]
+        disks, away = sum(each.disks for each in seen), sum(each.failed_over for each in seen)
+        ill = sum(not guest.well for guest in guests)
+        said = []
+        if ill:
+            said.append(f"{ill} of {_counted(len(guests), 'guest')} not well")
+        if away:
+            stand, them = ("stands", "it") if away == 1 else ("stand", "them")
+            back = f"a watch without --once moves {them} back"
+            said.append(f"{away} of {_counted(disks, 'disk')} {stand} failed over: {back}")
+        words = "; ".join(said) or f"all is well: {_counted(len(guests), 'guest')}, {_counted(disks, 'disk')}"
+        values = {"guests": len(guests), "disks": disks, "not_well": ill, "failed_over": away}
+        self._say(Notice(happening=Happening.LOOKED, monitor="", words=words, values=values))
 
     def _all_well(self) -> bool:
         return bool(self._watched) and all(guest.well for guest in self._watched.values())
@@ -206,6 +225,10 @@ class Watch:
     def _trouble(self, key: str, error: Exception) -> None:
         address, _, what = key.partition("\n")
         self._say(Notice(happening=Happening.TROUBLE, monitor=address, words=f"{what} failed: {error!r}"))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _sockets(pattern: str) -> list[str]:
