@@ -24,7 +24,7 @@ from qemu.qmp.protocol import Runstate, StateError
 
 from hvext.core.file_kind import FileKind
 from hvext.core.secret import Secret
-from hvext.errors import CommandRefused, CommandTimeout, InputError, MonitorError
+from hvext.errors import CommandRefused, CommandTimeout, InputError, MonitorError, QemuError
 from hvext.host.files import file_kind
 
 #: How long a command may take. A command that drains a disk waits for its requests, so this is not short.
@@ -54,6 +54,10 @@ def parse_address(text: str) -> str | tuple[str, int]:
     return text
 
 
+#: A command on its way: its number, its answer, and what ends the wait for it.
+_Asked = tuple[object, "asyncio.Future[Message]", asyncio.TimerHandle]
+
+
 class _Client(QMPClient):
     """The library's client, which sends commands itself, and without its log of messages, which it makes for nobody.
 
@@ -73,8 +77,8 @@ class _Client(QMPClient):
         self._unsent: list[bytes] = []
         self._holding = 0
 
-    async def ask(self, command: str, arguments: object, *, limit_s: float, oob: bool) -> Message:
-        """Send a command and return QEMU's answer, also a refusal; raises TimeoutError, and QMPError as the library."""
+    def begin(self, command: str, arguments: object, *, limit_s: float, oob: bool) -> _Asked:
+        """Send a command, for ``answer``; raises QMPError as the library."""
         if self.runstate is not Runstate.RUNNING:
             raise ExecInterruptedError("Disconnected")
         number = self._get_exec_id()
@@ -85,7 +89,19 @@ class _Client(QMPClient):
         answer: asyncio.Future[Message] = loop.create_future()
         self._put(json.dumps(message).encode() + b"\n", loop)
         self._answers[number] = answer
-        timer = loop.call_later(limit_s, _give_up, answer)
+        return number, answer, loop.call_later(limit_s, _give_up, answer)
+
+    def forget(self, asked: _Asked | QMPError) -> None:
+        """Wait for an answer no more."""
+        if not isinstance(asked, QMPError):
+            number, answer, timer = asked
+            timer.cancel()
+            answer.cancel()
+            del self._answers[number]
+
+    async def answer(self, asked: _Asked) -> Message:
+        """Return QEMU's answer to a command, also a refusal; raises TimeoutError, and QMPError as the library."""
+        number, answer, timer = asked
         try:
             return await answer
         finally:
@@ -202,9 +218,51 @@ class Monitor:
         when the connection broke (likewise).
         """
         limit_s = self._timeout_s if timeout_s is None else timeout_s
+        return await self._answer(command, arguments, self._begin(command, arguments, limit_s, oob=oob), limit_s)
+
+    async def execute_all(self, *commands: tuple[str, Mapping[str, object]]) -> list[Any]:
+        """Send several commands at once, and return what they return; a CommandRefused stands for an answer.
+
+        It takes no task for each. Raises what ``execute`` raises, for the first, when there are no answers to come.
+        """
+        limit_s, begun = self._timeout_s, []
+        answers: list[Any] = []
+        failed: QemuError | None = None
+        for command, arguments in commands:
+            begun.append((command, arguments, self._begin(command, arguments, limit_s)))
         try:
-            given = _revealed(arguments) if arguments else None
-            answer = await self._client.ask(command, given, limit_s=limit_s, oob=oob)
+            while begun:
+                command, arguments, asked = begun.pop(0)
+                try:
+                    answers.append(await self._answer(command, arguments, asked, limit_s))
+                except CommandRefused as error:
+                    answers.append(error)
+                except QemuError as error:
+                    failed = failed or error
+        finally:
+            # Those that nobody waits for any more.
+            for *_command, asked in begun:
+                self._client.forget(asked)
+        if failed is not None:
+            raise failed
+        return answers
+
+    def _begin(
+        self, command: str, arguments: Mapping[str, object] | None, limit_s: float, *, oob: bool = False
+    ) -> _Asked | QMPError:
+        given = _revealed(arguments) if arguments else None
+        try:
+            return self._client.begin(command, given, limit_s=limit_s, oob=oob)
+        except QMPError as error:
+            return error
+
+    async def _answer(
+        self, command: str, arguments: Mapping[str, object] | None, asked: _Asked | QMPError, limit_s: float
+    ) -> Any:
+        try:
+            if isinstance(asked, QMPError):
+                raise asked
+            answer = await self._client.answer(asked)
         except TimeoutError as error:
             raise CommandTimeout(
                 f"QEMU at {self._address} did not answer {command} within {limit_s:g} s",

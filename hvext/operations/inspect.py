@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid as uuid_module
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from hvext.core.identity import DiskNames, owner_of_chardev
@@ -45,14 +45,6 @@ _PC_BUS = "/machine/i440fx/pci.0"
 _addresses: WeakKeyDictionary[Monitor, dict[tuple[str, str], tuple[int, int]]] = WeakKeyDictionary()
 
 
-async def all_of(*questions: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Return the answers to several questions, asked at once; raises the first error when all are there.
-
-    An answer that is still to come would be the first thing that the next client is told.
-    """
-    return checked(await asyncio.gather(*questions, return_exceptions=True))
-
-
 def checked(answers: Sequence[Any]) -> list[Any]:
     """Return these answers; raises the first error among them."""
     for answer in answers:
@@ -63,13 +55,13 @@ def checked(answers: Sequence[Any]) -> list[Any]:
 
 async def running_disks(monitor: Monitor) -> dict[uuid_module.UUID, RunningDisk]:
     """Return hvext's disks of the guest by uuid, whole or in pieces."""
-    nodes, statistics, peripherals, objects, chardevs = await all_of(
-        monitor.execute("query-named-block-nodes", {"flat": True}),
-        monitor.execute("query-blockstats"),
-        _listing(monitor, _PERIPHERAL),
-        _listing(monitor, "/objects"),
-        _listing(monitor, "/chardevs"),
+    nodes, statistics, *listings = await monitor.execute_all(
+        ("query-named-block-nodes", {"flat": True}),
+        ("query-blockstats", {}),
+        *(("qom-list", {"path": path}) for path in (_PERIPHERAL, "/objects", "/chardevs")),
     )
+    checked((nodes, statistics))
+    peripherals, objects, chardevs = map(_listed, listings)
     own = [name for name in typed_children(chardevs) if owner_of_chardev(name)]
     paths = await asyncio.gather(*(_socket_path(monitor, name) for name in own))
     sockets = dict(zip(own, paths, strict=True))
@@ -86,8 +78,9 @@ async def glance(monitor: Monitor, names: DiskNames) -> RunningDisk:
 
     Without a device, what else has the disk's names is not seen.
     """
-    found = await asyncio.gather(*(_listing(monitor, f"{_PERIPHERAL}/{name}") for name in (names.device, names.alias)))
-    if any(found):
+    paths = (f"{_PERIPHERAL}/{name}" for name in (names.device, names.alias))
+    answers = await monitor.execute_all(*(("qom-list", {"path": path}) for path in paths))
+    if any(map(_listed, answers)):
         return await running_disk(monitor, names)
     return RunningDisk.nothing(names)
 
@@ -151,12 +144,16 @@ async def memory_is_shared(monitor: Monitor) -> bool:
 
 async def _listing(monitor: Monitor, path: str) -> list[dict[str, object]]:
     """Return what is at a path of QEMU's object tree; nothing where it does not exist (QEMU makes some when needed)."""
-    try:
-        return cast("list[dict[str, object]]", await monitor.execute("qom-list", {"path": path}))
-    except CommandRefused as error:
-        if error.error_class == "DeviceNotFound":
-            return []
-        raise
+    (answer,) = await monitor.execute_all(("qom-list", {"path": path}))
+    return _listed(answer)
+
+
+def _listed(answer: list[dict[str, object]] | CommandRefused) -> list[dict[str, object]]:
+    if not isinstance(answer, CommandRefused):
+        return answer
+    if answer.error_class == "DeviceNotFound":
+        return []
+    raise answer
 
 
 async def topology(monitor: Monitor, model: DeviceModel, *, afresh: bool = False) -> Topology:
@@ -169,7 +166,10 @@ async def topology(monitor: Monitor, model: DeviceModel, *, afresh: bool = False
     peripherals = typed_children(await monitor.execute("qom-list", {"path": _PERIPHERAL}))
     if model is DeviceModel.SCSI_HD:
         names = sorted((name for name, kind in peripherals.items() if kind in CONTROLLER_TYPES), key=_natural)
-        controllers = await asyncio.gather(*(_controller(monitor, name) for name in names))
+        questions = [question for name in names for question in _of_controller(name)]
+        answers = checked(await monitor.execute_all(*questions))
+        told = zip(names, answers[::2], answers[1::2], strict=True)
+        controllers = [await _controller(monitor, name, listing, iothread) for name, listing, iothread in told]
         return Topology(ports=(), controllers=tuple(controllers), pci_slots=None)
     names = sorted((name for name, kind in peripherals.items() if kind in PORT_TYPES), key=_natural)
     ports, machine = await asyncio.gather(
@@ -225,14 +225,20 @@ async def _port(monitor: Monitor, name: str) -> Port:
     return Port(bus=name, free=not linked_children(listing), hotplug=bool(hotplug))
 
 
-async def _controller(monitor: Monitor, name: str) -> Controller:
+def _of_controller(name: str) -> tuple[tuple[str, dict[str, object]], ...]:
+    """Return what QEMU is asked about a controller."""
     path = f"{_PERIPHERAL}/{name}"
-    bus = f"{path}/virtio-backend/{name}.0"
-    listing, iothread = await asyncio.gather(
-        monitor.execute("qom-list", {"path": bus}),
-        monitor.execute("qom-get", {"path": path, "property": "iothread"}),
-    )
+    return ("qom-list", {"path": _bus(name)}), ("qom-get", {"path": path, "property": "iothread"})
 
+
+def _bus(name: str) -> str:
+    return f"{_PERIPHERAL}/{name}/virtio-backend/{name}.0"
+
+
+async def _controller(
+    monitor: Monitor, name: str, listing: Sequence[Mapping[str, object]], iothread: str
+) -> Controller:
+    bus = _bus(name)
     known = _addresses.setdefault(monitor, {})
 
     async def learn(child: str) -> None:

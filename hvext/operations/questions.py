@@ -20,7 +20,6 @@ from hvext.host.qmp import Monitor
 from hvext.operations.attachments import Obstacle
 from hvext.operations.capabilities import query_capabilities
 from hvext.operations.inspect import (
-    all_of,
     glance,
     iothreads,
     memory_is_shared,
@@ -41,7 +40,9 @@ class Guest:
     @classmethod
     async def ask(cls, monitor: Monitor) -> Guest:
         """Ask QEMU."""
-        capabilities, shared_memory = await all_of(query_capabilities(monitor), memory_is_shared(monitor))
+        # One after the other: what QEMU can do is known already but for the first time.
+        capabilities = await query_capabilities(monitor)
+        shared_memory = await memory_is_shared(monitor)
         return cls(monitor=monitor, capabilities=capabilities, shared_memory=shared_memory)
 
     def obstacle(self, disk: Disk, *, keep: Callable[[DiskPlan], None]) -> Obstacle:

@@ -110,7 +110,13 @@ async def _batch(bench: Bench, machine: Machine, number: int) -> None:
         async with open_vm_async(str(machine.qmp_path), host=bench.host) as vm:
             # The first time, hvext asks QEMU what it can do, and starts its threads.
             for measured in (False, *[True] * (5 if number <= 100 else 3)):
-                own, script, log = await bench.timed(lambda: vm.plug_all(disks))
+                bench.wire.record(on=False)
+                own, script, _log = await bench.timed(lambda: vm.plug_all(disks))
+                bare.remove(disks)
+                for disk in disks:
+                    await vm.unplug(disk)
+                bench.wire.record(on=True)
+                _own, _script, log = await bench.timed(lambda: vm.plug_all(disks))
                 bare.remove(disks)
                 found = (own, script, bare.replay(log), run_scripts(attach, number))
                 bare.remove(disks)

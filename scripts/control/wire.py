@@ -21,7 +21,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.log: list[tuple[str, int, dict[str, Any]]] = []
-        self._plain = Monitor.execute
+        self._plain, self._plain_all = Monitor.execute, Monitor.execute_all
         self._count = 0
         wire = self
 
@@ -39,12 +39,29 @@ class Wire:
             finally:
                 wire.log.append(("done", number, refused))
 
-        self._recording = execute
+        async def execute_all(self: Monitor, *commands: tuple[str, Any]) -> list[Any]:
+            numbers = []
+            for command, arguments in commands:
+                wire._count += 1
+                numbers.append(wire._count)
+                sent = {"execute": command} | ({"arguments": arguments} if arguments else {})
+                wire.log.append(("send", wire._count, sent))
+            answers: list[Any] = []
+            try:
+                answers = await wire._plain_all(self, *commands)
+                return answers
+            finally:
+                refused = [isinstance(answer, CommandRefused) for answer in answers] or [False] * len(numbers)
+                for number, was in zip(numbers, refused, strict=True):
+                    wire.log.append(("done", number, {"refused": True} if was else {}))
+
+        self._recording, self._recording_all = execute, execute_all
         self.record(on=True)
 
     def record(self, *, on: bool) -> None:
         """Write down, or do not: to write takes a fifth of a millisecond in a plug."""
         Monitor.execute = self._recording if on else self._plain  # type: ignore[method-assign]
+        Monitor.execute_all = self._recording_all if on else self._plain_all  # type: ignore[method-assign]
 
     def take(self) -> list[tuple[str, int, dict[str, Any]]]:
         """Return what was sent since the last time."""

@@ -15,8 +15,8 @@ import pytest
 from hvext.core.disk import Disk
 from hvext.core.record import Intent
 from hvext.errors import InputError, PlugError, ScriptFailed
+from hvext.host import qmp
 from hvext.host.provider import ProviderHost
-from hvext.host.qmp import Monitor
 from hvext.operations.vm import open_vm
 from tests.providers import read_calls, write_provider
 from tests.vm.conftest import MachineFactory
@@ -177,13 +177,13 @@ def test_a_disk_more_asks_no_more_of_qemu_when_there_are_many(
     machine: MachineFactory, host: ProviderHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = machine(scsi_controllers=1, start_paused=True)
-    plain, sent = Monitor.execute, []
+    plain, sent = qmp._Client.begin, []
 
-    async def execute(self: Monitor, command: str, *words: Any, **values: Any) -> Any:
+    def begin(self: Any, command: str, *words: Any, **values: Any) -> Any:
         sent.append(command)
-        return await plain(self, command, *words, **values)
+        return plain(self, command, *words, **values)
 
-    monkeypatch.setattr(Monitor, "execute", execute)
+    monkeypatch.setattr(qmp._Client, "begin", begin)
     first, *others, last = disks(*(f"d{number}" for number in range(40)))
     with open_vm(str(one.qmp_path), host=host) as vm:
         vm.plug(first)
