@@ -8,7 +8,7 @@ from hvext.cli.arguments import provider_host
 from hvext.cli.output import print_hint, print_json, print_note, print_table, reporter
 from hvext.core.identity import parse_uuid
 from hvext.host import interrupts
-from hvext.host.journal import JournalFolder
+from hvext.host.journal import JournalFolder, closed_folder
 from hvext.operations import audit as auditing
 from hvext.operations import recover as recovering
 from hvext.operations.journal import check_names
@@ -28,7 +28,7 @@ def audit(arguments: argparse.Namespace) -> int:
         print_json([finding.to_json() for finding in findings])
     elif not findings:
         # What another journal has is not known.
-        where = f"in this journal ({folder.path}) " if note else ""
+        where = f"in this journal ({folder.path}) " if note and closed_folder() else ""
         print(f"{where}nothing is left over, and nothing is unfinished")
     else:
         rows = [[finding.vm or "-", str(finding.kind), str(finding.uuid or "-"), finding.words] for finding in findings]

@@ -30,7 +30,7 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
         r"connect to '/.*Permission denied",
         "the user whom QEMU runs as may not write to that socket, or not search a folder that leads there",
     ),
-    (".*", r"connect to '/", "nobody listens at that socket: is its server running?"),
+    (".*", r"connect to '/", "nobody listens at that socket: is the server running?"),
     (".*", r"address resolution failed|Name or service not known|resolve host", "is the host's name right?"),
     (".*", r"Unable to access credentials", "QEMU found no certificate or key there, or its user may not read it"),
     ("nbd", r"export not available|not present|export .* unknown", _NAME),

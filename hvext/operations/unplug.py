@@ -198,13 +198,11 @@ async def unplug_and_detach(
     try:
         await carry_out(f"unplug {result.device}", [detach_step(host, disk)], report=report)
     except OperationFailed as error:
-        words = f"the guest has let {result.device} go, but its volume is still attached: {error.message}"
-        hint = error.hint or "the same command again, or hvext recover, detaches it"
+        cure = error.hint or "the same command again, or hvext recover, detaches it"
         if isinstance(error.__cause__, ProviderNotFound):
-            hint = f"name the provider's folder with --search-path; if it is gone for good: {forget_words(disk)}"
-        raise OperationFailed(words, step=error.step, undone=error.undone, left=error.left, hint=hint) from (
-            error.__cause__
-        )
+            cure += f"; if it is gone for good: {forget_words(disk)}"
+        error.hint = f"the guest does not have {result.device} any more, only its volume is still attached; {cure}"
+        raise
     return replace(result, detached=True)
 
 

@@ -158,7 +158,9 @@ def test_what_would_be_refused_is_refused_with_the_same_words(guest: Guest) -> N
         (1, ("unplug", "nope", "v1", "--disk-uuid", UUID)),
     ):
         tried, done = (guest.run(*words, *more, status=status).stderr for more in (("--dry-run",), ()))
-        assert tried == done, words
+        # What is known once the guest has let a disk go, is in the hint.
+        told = slice(1) if words[:2] == ("unplug", "nope") else slice(None)
+        assert tried.splitlines()[told] == done.splitlines()[told], words
 
 
 async def test_what_a_disk_that_went_by_itself_has_left_is_said_and_left_until_it_is_recovered(guest: Guest) -> None:

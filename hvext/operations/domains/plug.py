@@ -13,8 +13,9 @@ from pathlib import Path
 from hvext.core.access import Access, Candidate
 from hvext.core.causes import hint_for
 from hvext.core.disk import Disk
-from hvext.core.domain import DomainDisk, free_target_index, moved_xml, room_in_all, target_of
+from hvext.core.domain import DomainDisk, free_target_index, moved_xml, room_in_all, running_disk, target_of
 from hvext.core.domain_xml import disk_xml
+from hvext.core.observation import access_of
 from hvext.core.options import DeviceModel, DiskOptions
 from hvext.core.plan import DiskPlan, plan_disk
 from hvext.core.provider import Provider
@@ -124,7 +125,7 @@ def _already(known: DomainDisk, views: Views, uuid: uuid_module.UUID) -> DomainP
         changed=False,
         device=known.alias,
         node="",
-        access="",
+        access=access_of(running_disk(known, None)) or "",
         location=known.where,
         reason=_ALREADY,
         target=known.target,
