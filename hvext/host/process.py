@@ -149,6 +149,7 @@ def run(
     Raises ProgramError when the program cannot be started at all.
     """
     started = time.monotonic()
+    interrupts = _Interrupts()
     try:
         child = subprocess.Popen(
             list(argv),
@@ -159,8 +160,11 @@ def run(
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-    except OSError as error:
-        raise ProgramError(f"cannot start {argv[0]}: {error.strerror}") from error
+    except BaseException as error:
+        interrupts.release()
+        if isinstance(error, OSError):
+            raise ProgramError(f"cannot start {argv[0]}: {error.strerror}") from error
+        raise
     kept = {"stdout": _Kept(keep_bytes), "stderr": _Kept(keep_bytes)}
 
     def take(name: str, chunk: bytes) -> None:
@@ -172,6 +176,7 @@ def run(
     try:
         with child:
             try:
+                interrupts.release()
                 if on_start is not None:
                     on_start(child.pid)
                 ended = _pump(child, take, started + timeout_s, cancel)
@@ -199,6 +204,31 @@ def run(
         duration_s=time.monotonic() - started,
         dropped_bytes=sum(stream.dropped_bytes for stream in kept.values()),
     )
+
+
+class _Interrupts:
+    """SIGINT held from here until ``release``: a program is started meanwhile, which nobody could end yet."""
+
+    def __init__(self) -> None:
+        self._came = False
+        self._handler: object = None
+        # In other threads than the main one there is none.
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGINT)
+            if callable(handler):
+                self._handler = handler
+                signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, _number: int, _frame: object) -> None:
+        self._came = True
+
+    def release(self) -> None:
+        """Answer SIGINT as before, also one that came meanwhile; may be repeated."""
+        handler, self._handler = self._handler, None
+        if callable(handler):
+            signal.signal(signal.SIGINT, handler)
+            if self._came:
+                signal.raise_signal(signal.SIGINT)
 
 
 def _pump(

@@ -140,8 +140,6 @@ def test_ctrl_c_leaves_no_script_behind(tmp_path: Path) -> None:
     caller = subprocess.Popen([sys.executable, "-c", program], cwd=root, stderr=subprocess.PIPE)
     try:
         child = pid_in(pid_file)
-        # On a busy machine, the program runs before who started it goes on.
-        time.sleep(0.3)
         caller.send_signal(signal.SIGINT)
         _out, err = caller.communicate(timeout=SOON_S)
         assert b"KeyboardInterrupt" in err
@@ -149,6 +147,28 @@ def test_ctrl_c_leaves_no_script_behind(tmp_path: Path) -> None:
     finally:
         caller.kill()
         caller.wait()
+
+
+def test_an_interrupt_while_a_program_is_started_leaves_none_behind(tmp_path: Path) -> None:
+    # The program interrupts who starts it, before that one knows its process.
+    program = (
+        "import os, sys; from hvext.host import process\n"
+        "for number in range(30):\n"
+        "    script = f'kill -INT $PPID; echo $$ >{sys.argv[1]}/{number}; exec sleep 100'\n"
+        "    try:\n"
+        "        process.run(['sh', '-c', script], env=dict(os.environ), timeout_s=90)\n"
+        "    except KeyboardInterrupt:\n"
+        "        continue\n"
+        "    sys.exit('it was not interrupted')\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=root, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    # One that was ended at once has written nothing.
+    assert [path for path in tmp_path.iterdir() if (text := path.read_text()) and running(int(text))] == []
 
 
 def test_a_server_runs_until_it_is_stopped_and_its_log_is_kept(tmp_path: Path) -> None:
