@@ -83,7 +83,7 @@ class Opened:
         """What came back, for people; empty when it went well."""
         if self.code == 0:
             return ""
-        where = f" (at {self.at})" if self.at and self.at != self.path else ""
+        where = f", at {self.at}" if self.at and self.at != self.path else ""
         return f"{os.strerror(self.code)}{where}"
 
 

@@ -401,7 +401,7 @@ def keyring_missing(place: Place) -> None:
     _uri(place, f"rbd:vms/v:id=web:conf={conf}", healthy=f"rbd:vms/v:conf={conf}:auth_client_required=none")
 
 
-@fault("files.readable", ERROR, r"Permission denied \(at .*/closed\)", "setfacl -m u:nobody:x .*/closed$")
+@fault("files.readable", ERROR, r"Permission denied, at .*/closed ", "setfacl -m u:nobody:x .*/closed$")
 def folder_closed_on_the_way(place: Place) -> None:
     place.folder.chmod(0o755)
     (place.folder / "closed").mkdir(mode=0o700)
@@ -548,7 +548,7 @@ def socket_whose_server_has_ended(place: Place) -> None:
     unix_socket(_runtime(place) / "v1/nbd.sock")
 
 
-@fault("runtime.reached", WARNING, r"Permission denied \(at ", "setfacl -m u:nobody:x")
+@fault("runtime.reached", WARNING, r"Permission denied, at ", "setfacl -m u:nobody:x")
 def private_folder_that_qemu_does_not_get_to(place: Place) -> None:
     _runtime(place)
     place.folder.chmod(0o700)
